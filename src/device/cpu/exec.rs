@@ -1,0 +1,672 @@
+//! Running a [`Program`]: the tile interpreter.
+//!
+//! Results do not depend on the number of threads: lanes, segments and the order in which partial
+//! folds are combined follow from the kernel alone; threads only decide who computes which.
+
+use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm};
+use super::program::{Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
+use super::tile::{TileFn, best_layout};
+use super::{threads, walk};
+use crate::dtype::DType;
+use crate::graph::Scalar;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Rough instructions below which a launch stays on the calling thread: waking another takes
+/// microseconds.
+const PARALLEL_WORK: usize = 1 << 16;
+/// Rough instructions that make a job of their own.
+const JOB_WORK: usize = 1 << 15;
+
+/// An index that was out of range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub index: i64,
+    pub limit: usize,
+    /// The node that read it.
+    pub node: u32,
+}
+
+/// Memory of one buffer. Which thread touches which part of it follows from the program.
+#[derive(Clone, Copy)]
+struct Memory(*mut u8);
+
+// SAFETY: jobs of a launch write disjoint parts of the outputs (each element has one job) and only
+// read inputs, which nobody writes meanwhile: see `Launch::new`.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// One run of a program.
+pub(crate) struct Launch<'p> {
+    program: &'p Program,
+    buffers: Vec<Memory>,
+    params: &'p [Scalar],
+    /// The integers among the params, where loops read them from memory.
+    integers: Vec<i64>,
+    fault: Mutex<Option<Fault>>,
+    /// One array a [`super::program::Finish`]: its value in each row.
+    notes: Vec<Memory>,
+    id: u64,
+}
+
+/// A thread's tiles.
+struct Worker {
+    memory: Vec<u64>,
+    /// Address of each value's tile.
+    tiles: Vec<*mut u8>,
+    kept: *mut u8,
+    /// The launch that the uniform values belong to.
+    launch: u64,
+}
+
+thread_local! {
+    static WORKER: Cell<Option<Box<Worker>>> = const { Cell::new(None) };
+}
+
+/// Where a tile lies: `n` lanes from `start`, at step `other` of the loops across.
+#[derive(Clone, Copy)]
+struct Scope {
+    other: usize,
+    start: usize,
+    n: usize,
+}
+
+impl<'p> Launch<'p> {
+    /// Binds a program to buffers.
+    ///
+    /// # Safety
+    /// `buffers[i]` is the memory of node `program.buffers[i]`: large enough for it and aligned, inputs
+    /// initialised, and not written by anyone else until [`Launch::run`] returns. An output may share
+    /// an input's memory only if the program was compiled with it in `in_place`.
+    pub unsafe fn new(program: &'p Program, buffers: &[*mut u8], params: &'p [Scalar]) -> Self {
+        static LAUNCHES: AtomicU64 = AtomicU64::new(1);
+        let integers = params.iter().map(|p| if let Scalar::Int(i) = p { *i } else { 0 }).collect();
+        Launch {
+            program,
+            buffers: buffers.iter().map(|&b| Memory(b)).collect(),
+            params,
+            integers,
+            fault: Mutex::new(None),
+            notes: Vec::new(),
+            id: LAUNCHES.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Runs it; returns when every output is written.
+    ///
+    /// # Errors
+    /// The first index that was out of range; outputs then hold unspecified values.
+    pub fn run(mut self) -> Result<(), Fault> {
+        let program = self.program;
+        let mut notes: Vec<Vec<u64>> = program.finishes.iter().map(|_| vec![0; program.rows]).collect();
+        self.notes = notes.iter_mut().map(|n| Memory(n.as_mut_ptr().cast())).collect();
+        match (&program.gemm, program.mode) {
+            (Some(product), _) => self.product(product),
+            (None, Mode::Map) => self.map(),
+            (None, Mode::Rows) if self.is_wide() => self.wide(),
+            (None, Mode::Rows) => self.rows(),
+            (None, Mode::Columns) => self.columns(),
+        }
+        self.finish();
+        drop(notes);
+        self.fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// Runs `work` with this thread's worker, set up for this launch.
+    fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> T) -> T {
+        // Taken, not borrowed: a job that runs on the thread that waits for it gets one of its own.
+        let mut worker = WORKER.take().unwrap_or_else(|| Box::new(Worker::new()));
+        if worker.launch != self.id {
+            worker.prepare(self.program, self.id);
+            self.steps(&self.program.uniform, &mut worker, Scope { other: 0, start: 0, n: 1 });
+        }
+        let result = work(&mut worker);
+        WORKER.set(Some(worker));
+        result
+    }
+
+    fn parallel(&self, elements: usize) -> bool {
+        elements.saturating_mul(self.program.weight) > PARALLEL_WORK
+    }
+
+    /// How many of `count` equal pieces make a job.
+    fn pieces_a_job(&self, count: usize, elements_each: usize) -> usize {
+        let work = elements_each.saturating_mul(self.program.weight).max(1);
+        let fair = count.div_ceil(8 * threads::count());
+        JOB_WORK.div_ceil(work).max(fair).max(1)
+    }
+
+    fn map(&self) {
+        let n = self.program.row_len;
+        let tiles = n.div_ceil(TILE);
+        let each = self.pieces_a_job(tiles, TILE);
+        threads::for_each(tiles.div_ceil(each), self.parallel(n), &|job| {
+            self.with_worker(|worker| {
+                worker.enter(&self.program.phases[0]);
+                let end = ((job + 1) * each * TILE).min(n);
+                for start in (job * each * TILE..end).step_by(TILE) {
+                    let scope = Scope { other: 0, start, n: TILE.min(end - start) };
+                    self.steps(&self.program.phases[0].element, worker, scope);
+                }
+            });
+        });
+    }
+
+    fn rows(&self) {
+        let (rows, row_len) = (self.program.rows, self.program.row_len);
+        let each = self.pieces_a_job(rows, row_len);
+        threads::for_each(rows.div_ceil(each), self.parallel(rows * row_len), &|job| {
+            self.with_worker(|worker| {
+                let mut kept = self.kept_memory();
+                worker.kept = kept.as_mut_ptr().cast();
+                for row in job * each..((job + 1) * each).min(rows) {
+                    self.row(worker, row);
+                }
+            });
+        });
+    }
+
+    /// Room for the values that outlive their phase.
+    fn kept_memory(&self) -> Vec<u64> {
+        Vec::with_capacity(self.program.kept.len() * self.program.kept_stride / 8)
+    }
+
+    fn row(&self, worker: &mut Worker, row: usize) {
+        for phase in &self.program.phases {
+            worker.enter(phase);
+            self.steps(&phase.row, worker, Scope { other: row, start: 0, n: 1 });
+            if phase.element.is_empty() {
+                continue;
+            }
+            for segment in 0..self.program.row_len.div_ceil(SEGMENT) {
+                self.segment(phase, worker, row, segment);
+                for &f in &phase.folds {
+                    let fold = &self.program.folds[f as usize];
+                    // SAFETY: both places are within the worker's arena, by the program's layout.
+                    let segment_at = unsafe { worker.base().add(fold.segment) };
+                    self.take_segment(fold, worker, segment_at, segment == 0);
+                }
+            }
+            self.end_folds(phase, worker, 1);
+        }
+    }
+
+    /// Runs a phase over one segment of a row; its folds end in the worker's segment places.
+    fn segment(&self, phase: &Phase, worker: &mut Worker, row: usize, segment: usize) {
+        let (first, end) = (segment * SEGMENT, ((segment + 1) * SEGMENT).min(self.program.row_len));
+        for &f in &phase.folds {
+            let fold = &self.program.folds[f as usize];
+            worker.clear(fold, fold.segment, 1);
+        }
+        for start in (first..end).step_by(TILE) {
+            self.steps(&phase.element, worker, Scope { other: row, start, n: TILE.min(end - start) });
+        }
+    }
+
+    /// Adds a segment's fold to the row's.
+    fn take_segment(&self, fold: &Fold, worker: &Worker, segment: *const u8, first: bool) {
+        // SAFETY: the places hold initialised values of the fold's type, by the program's layout.
+        unsafe {
+            let total = worker.base().add(fold.total);
+            match fold.arg {
+                Some(_) if first => std::ptr::copy_nonoverlapping(segment, total, best_layout(fold.class).0),
+                Some((_, merge)) => merge(total, segment),
+                None if first => std::ptr::copy_nonoverlapping(segment, total, fold.class.size()),
+                None => (fold.accumulate)(total, [segment; 3], 1),
+            }
+        }
+    }
+
+    /// Turns the best values of arg-reductions into positions.
+    fn end_folds(&self, phase: &Phase, worker: &Worker, lanes: usize) {
+        for &f in &phase.folds {
+            let fold = &self.program.folds[f as usize];
+            if fold.arg.is_some() {
+                let (step, index_at) = best_layout(fold.class);
+                for lane in 0..lanes {
+                    // SAFETY: `lanes` states and as many i64 have room at these places.
+                    unsafe {
+                        let index = worker.base().add(fold.total + lane * step + index_at).cast::<i64>();
+                        *worker.tiles[fold.value as usize].cast::<i64>().add(lane) = *index;
+                    }
+                }
+            }
+        }
+        // What is read by whole tiles next is spread by the next phase's row steps.
+    }
+
+    /// Few long rows: the threads share each.
+    fn is_wide(&self) -> bool {
+        let (rows, row_len) = (self.program.rows, self.program.row_len);
+        rows < 2 * threads::count() && row_len > SEGMENT && self.parallel(row_len)
+    }
+
+    fn wide(&self) {
+        let mut kept = self.kept_memory();
+        let kept = Memory(kept.as_mut_ptr().cast());
+        let segments = self.program.row_len.div_ceil(SEGMENT);
+        let stride = 2; // u64 a fold and segment: room for a `Best`
+        let mut partial: Vec<u64> = vec![0; self.program.folds.len() * segments * stride];
+        let partials = Memory(partial.as_mut_ptr().cast());
+        let mut main = self.with_worker(|worker| std::mem::replace(worker, Worker::new()));
+        main.kept = kept.0;
+        for row in 0..self.program.rows {
+            for phase in &self.program.phases {
+                main.enter(phase);
+                self.steps(&phase.row, &mut main, Scope { other: row, start: 0, n: 1 });
+                if phase.element.is_empty() {
+                    continue;
+                }
+                let shared = (Memory(main.base()), kept, partials);
+                threads::for_each(segments, true, &|segment| {
+                    let (fixed, kept, partials) = shared;
+                    self.with_worker(|worker| {
+                        worker.kept = kept.0;
+                        worker.adopt(self.program, fixed.0);
+                        worker.enter(phase);
+                        self.segment(phase, worker, row, segment);
+                        for &f in &phase.folds {
+                            let at = (f as usize * segments + segment) * stride * 8;
+                            // SAFETY: 16 bytes of this fold and segment alone, within `partial`.
+                            unsafe { std::ptr::copy_nonoverlapping(worker.base().add(self.program.folds[f as usize].segment), partials.0.add(at), 16) };
+                        }
+                    });
+                });
+                for &f in &phase.folds {
+                    for segment in 0..segments {
+                        let at = (f as usize * segments + segment) * stride * 8;
+                        // SAFETY: within `partial`, written by that segment's job.
+                        let from = unsafe { partials.0.add(at) };
+                        self.take_segment(&self.program.folds[f as usize], &main, from, segment == 0);
+                    }
+                }
+                self.end_folds(phase, &main, 1);
+            }
+        }
+        drop(partial);
+    }
+
+    fn columns(&self) {
+        let (rows, lanes) = (self.program.rows, self.program.lanes);
+        let jobs = rows.div_ceil(lanes);
+        threads::for_each(jobs, self.parallel(rows * self.program.row_len), &|job| {
+            self.with_worker(|worker| {
+                let mut kept = self.kept_memory();
+                worker.kept = kept.as_mut_ptr().cast();
+                let start = job * lanes;
+                self.column_tile(worker, start, lanes.min(rows - start));
+            });
+        });
+    }
+
+    fn column_tile(&self, worker: &mut Worker, start: usize, n: usize) {
+        for phase in &self.program.phases {
+            worker.enter(phase);
+            self.steps(&phase.row, worker, Scope { other: 0, start, n });
+            if phase.element.is_empty() {
+                continue;
+            }
+            let folds = || phase.folds.iter().map(|&f| &self.program.folds[f as usize]);
+            folds().for_each(|fold| worker.clear(fold, fold.total, n));
+            for from in (0..self.program.row_len).step_by(LANE_SEGMENT) {
+                folds().for_each(|fold| worker.clear(fold, fold.segment, n));
+                for j in from..(from + LANE_SEGMENT).min(self.program.row_len) {
+                    self.steps(&phase.element, worker, Scope { other: j, start, n });
+                }
+                for fold in folds().filter(|fold| fold.arg.is_none()) {
+                    // SAFETY: `n` initialised values at both places, which do not overlap.
+                    unsafe {
+                        let (total, segment) = (worker.base().add(fold.total), worker.base().add(fold.segment));
+                        (fold.accumulate)(total, [segment; 3], n);
+                    }
+                }
+            }
+            self.end_folds(phase, worker, n);
+        }
+    }
+
+    /// Folds over all rows, and what follows from them.
+    fn finish(&self) {
+        if self.program.last.is_empty() {
+            return;
+        }
+        self.with_worker(|worker| {
+            for (finish, note) in self.program.finishes.iter().zip(&self.notes) {
+                let out = worker.tiles[finish.value as usize];
+                // SAFETY: `rows` values were noted; the value's tile has room.
+                unsafe { fold_array(finish.fold, finish.accumulate, finish.class, note.0, self.program.rows, out) };
+            }
+            self.steps(&self.program.last, worker, Scope { other: 0, start: 0, n: 1 });
+        });
+    }
+
+    fn product(&self, product: &Product) {
+        match product.gemm.dtype {
+            DType::F64 => self.product_of::<f64>(product),
+            DType::I64 => self.product_of::<i64>(product),
+            DType::I32 => self.product_of::<i32>(product),
+            DType::U32 => self.product_of::<u32>(product),
+            DType::U8 | DType::Bool => self.product_of::<u8>(product),
+            _ => self.product_of::<f32>(product),
+        }
+    }
+
+    fn product_of<T: Accumulator>(&self, product: &Product) {
+        let side = |operand: &crate::schedule::Operand, buffer: usize| Mat {
+            ptr: self.buffers[buffer].0,
+            dtype: product.gemm.dtype,
+            row_stride: operand.row_stride,
+            col_stride: operand.col_stride,
+        };
+        let call = Gemm {
+            m: product.gemm.m,
+            n: product.gemm.n,
+            k: product.gemm.k,
+            a: side(&product.gemm.a, product.a),
+            b: side(&product.gemm.b, product.b),
+            a_offsets: &product.gemm.a.starts,
+            b_offsets: &product.gemm.b.starts,
+            isa: product.isa,
+        };
+        let sink: Sink<T> = &|batch, row, col, sums| self.epilogue(product, batch, row, col, sums);
+        // SAFETY: T is what the dtype is summed in; offsets and strides come from views that the
+        // graph's verifier found inside their buffers; the set is the machine's.
+        unsafe { gemm(&call, sink) };
+    }
+
+    /// What follows a product, over a stretch of one of its rows.
+    fn epilogue<T>(&self, product: &Product, batch: usize, row: usize, col: usize, sums: &mut [T]) {
+        let first = (batch * product.gemm.m + row) * product.gemm.n + col;
+        self.with_worker(|worker| {
+            worker.enter(&self.program.phases[0]);
+            for (i, tile) in sums.chunks_mut(TILE).enumerate() {
+                if let Some(value) = product.accumulator {
+                    worker.tiles[value as usize] = tile.as_mut_ptr().cast();
+                }
+                let scope = Scope { other: 0, start: first + i * TILE, n: tile.len() };
+                self.steps(&self.program.phases[0].element, worker, scope);
+            }
+        });
+    }
+
+    fn steps(&self, steps: &[Step], worker: &mut Worker, scope: Scope) {
+        for step in steps {
+            // SAFETY: the program's layout gives every value a tile of its type with room for all
+            // lanes, operands are computed before their users, and slots stay inside their buffers
+            // (the verifier checked the views they come from).
+            unsafe { self.step(step, worker, scope) };
+        }
+    }
+
+    /// # Safety
+    /// `step` is a step of this program, and the steps before it in its list have run in `scope`.
+    #[inline]
+    unsafe fn step(&self, step: &Step, worker: &mut Worker, scope: Scope) {
+        let tiles = &mut worker.tiles;
+        // SAFETY: the caller's promise, for all that follows.
+        unsafe {
+            match *step {
+                Step::Call { value, f, operands } => {
+                    f(tiles[value as usize], operands.map(|o| tiles[o as usize].cast_const()), scope.n);
+                }
+                Step::Load { value, slot } => {
+                    let slot = &self.program.slots[slot as usize];
+                    walk::load(tiles[value as usize], self.memory(slot, scope), slot.dtype, slot.convert, &slot.walk, scope.start, scope.n);
+                }
+                Step::Point { value, slot } => {
+                    let slot = &self.program.slots[slot as usize];
+                    tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
+                }
+                Step::Aim { value, output } => {
+                    let slot = &self.program.outputs[output as usize].slot;
+                    tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
+                }
+                Step::Kept { value, kept } => tiles[value as usize] = self.kept(worker.kept, kept as usize, scope),
+                Step::Index { value, slot } => {
+                    let slot = &self.program.slots[slot as usize];
+                    let offset = slot.offset + slot.other.position(scope.other);
+                    walk::positions(tiles[value as usize], offset, &slot.walk, scope.start, scope.n);
+                }
+                Step::Gather { value, gather } => self.gather(value, gather, tiles, scope),
+                Step::Bound { value, source, class, limit, node } => {
+                    for i in 0..scope.n {
+                        let index = read_index(tiles[source as usize], class, i);
+                        if !(0..limit as i64).contains(&index) {
+                            self.report(Fault { index, limit, node });
+                        }
+                    }
+                    std::ptr::copy_nonoverlapping(tiles[source as usize], tiles[value as usize], scope.n * class.size());
+                }
+                Step::Param { value, param, class } => write_param(tiles[value as usize], self.params[param as usize], class),
+                Step::Random { value, f, index, param } => {
+                    let key = self.integers[param as usize..].as_ptr().cast::<u8>();
+                    f(tiles[value as usize], [tiles[index as usize], key, key.add(8)], scope.n);
+                }
+                Step::Spread { value, size } => spread(tiles[value as usize], size as usize, self.program.lanes),
+                Step::Fold { fold } => self.fold(&self.program.folds[fold as usize], worker, scope),
+                Step::Store { value, output } => {
+                    let slot = &self.program.outputs[output as usize].slot;
+                    walk::store(self.memory(slot, scope), tiles[value as usize], slot.dtype, slot.convert, &slot.walk, scope.start, scope.n);
+                }
+                Step::Note { value, finish } => {
+                    let size = self.program.finishes[finish as usize].class.size();
+                    let at = if self.program.mode == Mode::Columns { scope.start } else { scope.other };
+                    let note = self.notes[finish as usize].0.add(at * size);
+                    std::ptr::copy_nonoverlapping(tiles[value as usize], note, scope.n * size);
+                }
+            }
+        }
+    }
+
+    /// Start of a slot's memory at the scope's place in the loops across.
+    ///
+    /// # Safety
+    /// The place is inside the loops.
+    #[inline]
+    unsafe fn memory(&self, slot: &Slot, scope: Scope) -> *mut u8 {
+        let position = slot.offset + slot.other.position(scope.other);
+        // SAFETY: the caller's promise, and the slot's view lies inside the buffer.
+        unsafe { self.buffers[slot.buffer].0.offset(position * slot.dtype.size() as isize) }
+    }
+
+    /// # Safety
+    /// `kept` points to memory from [`Launch::kept_memory`].
+    unsafe fn kept(&self, memory: *mut u8, kept: usize, scope: Scope) -> *mut u8 {
+        let element = match self.program.mode {
+            Mode::Columns => scope.other * self.program.lanes,
+            _ => scope.start,
+        };
+        // SAFETY: within the value's `kept_stride` bytes.
+        unsafe { memory.add(kept * self.program.kept_stride + element * self.program.kept[kept]) }
+    }
+
+    /// # Safety
+    /// As for [`Launch::step`].
+    unsafe fn fold(&self, fold: &Fold, worker: &Worker, scope: Scope) {
+        let source = worker.tiles[fold.source as usize].cast_const();
+        let columns = self.program.mode == Mode::Columns;
+        // SAFETY: the caller's promise; places are laid out for `lanes` values each.
+        unsafe {
+            let segment = worker.base().add(fold.segment);
+            match fold.arg {
+                Some((arg, _)) if columns => {
+                    arg(worker.base().add(fold.total), source, scope.n, scope.other as i64, 0, scope.other == 0);
+                }
+                Some((arg, _)) => arg(segment, source, scope.n, scope.start as i64, 1, scope.start % SEGMENT == 0),
+                None if columns => (fold.accumulate)(segment, [source; 3], scope.n),
+                None => {
+                    let partial = worker.base().add(fold.partial);
+                    (fold.fold)(partial, [source; 3], scope.n);
+                    (fold.accumulate)(segment, [partial.cast_const(); 3], 1);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Launch::step`].
+    unsafe fn gather(&self, value: u32, gather: u32, tiles: &[*mut u8], scope: Scope) {
+        let gather = &self.program.gathers[gather as usize];
+        let slot = &self.program.slots[gather.slot];
+        let size = slot.dtype.size();
+        let out_size = super::tile::class(slot.dtype).size();
+        // SAFETY: the caller's promise; an index is used only after it was found below the limit, and
+        // the view reaches that far along the axis.
+        unsafe {
+            let memory = self.memory(slot, scope);
+            for i in 0..scope.n {
+                let index = read_index(tiles[gather.index as usize], gather.index_dtype, i);
+                let inside = (0..gather.limit as i64).contains(&index);
+                if !inside {
+                    self.report(Fault { index, limit: gather.limit, node: gather.node });
+                }
+                let along = if inside { index as isize * gather.stride } else { 0 };
+                let from = memory.offset((slot.walk.position(scope.start + i) + along) * size as isize);
+                let to = tiles[value as usize].add(i * out_size);
+                match slot.convert {
+                    Some(convert) => convert(to, [from.cast_const(); 3], 1),
+                    None => std::ptr::copy_nonoverlapping(from, to, size),
+                }
+            }
+        }
+    }
+
+    fn report(&self, fault: Fault) {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+    }
+}
+
+impl Worker {
+    fn new() -> Self {
+        Worker { memory: Vec::new(), tiles: Vec::new(), kept: std::ptr::null_mut(), launch: 0 }
+    }
+
+    /// Start of the arena, on a cache line.
+    fn base(&self) -> *mut u8 {
+        let start = self.memory.as_ptr().cast::<u8>().cast_mut();
+        start.wrapping_add(start.align_offset(64))
+    }
+
+    /// Makes room for a program's tiles.
+    fn prepare(&mut self, program: &Program, launch: u64) {
+        let words = program.arena_bytes / 8 + 16;
+        if self.memory.capacity() < words {
+            self.memory = Vec::with_capacity(words);
+        }
+        self.tiles.clear();
+        self.tiles.resize(program.values, std::ptr::null_mut());
+        for &(value, at) in &program.fixed {
+            self.tiles[value as usize] = self.base().wrapping_add(at);
+        }
+        self.launch = launch;
+    }
+
+    /// Points the phase's values at their tiles.
+    fn enter(&mut self, phase: &Phase) {
+        let base = self.base();
+        for &(value, at) in &phase.places {
+            self.tiles[value as usize] = base.wrapping_add(at);
+        }
+    }
+
+    /// Copies another worker's values that outlive a tile.
+    fn adopt(&mut self, program: &Program, fixed: *const u8) {
+        // SAFETY: both arenas begin with the program's `fixed_bytes`; the other one's owner waits.
+        unsafe { std::ptr::copy_nonoverlapping(fixed, self.base(), program.fixed_bytes) };
+    }
+
+    /// Sets `lanes` values at arena offset `at` to the fold's neutral element.
+    fn clear(&mut self, fold: &Fold, at: usize, lanes: usize) {
+        if fold.arg.is_some() {
+            return;
+        }
+        // SAFETY: the place has room for the lanes; folding nothing reads nothing.
+        unsafe {
+            let place = self.base().add(at);
+            (fold.fold)(place, [place.cast_const(); 3], 0);
+            spread(place, fold.class.size(), lanes);
+        }
+    }
+}
+
+/// Repeats the first of `lanes` elements.
+///
+/// # Safety
+/// `tile` has room for the lanes, the first of which is initialised.
+unsafe fn spread(tile: *mut u8, size: usize, lanes: usize) {
+    /// # Safety
+    /// As above, for elements of T.
+    unsafe fn of<T: Copy>(tile: *mut u8, lanes: usize) {
+        let tile = tile.cast::<T>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let first = *tile;
+            (1..lanes).for_each(|i| *tile.add(i) = first);
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match size {
+            8 => of::<u64>(tile, lanes),
+            4 => of::<u32>(tile, lanes),
+            _ => of::<u8>(tile, lanes),
+        }
+    }
+}
+
+/// Folds `n` values in the order in which a row is folded.
+///
+/// # Safety
+/// `values` points to `n` initialised values of `class`, `out` to room for one.
+unsafe fn fold_array(fold: TileFn, accumulate: TileFn, class: DType, values: *const u8, n: usize, out: *mut u8) {
+    let (mut partial, mut segment) = (0u64, 0u64);
+    let (partial, segment) = ((&raw mut partial).cast::<u8>(), (&raw mut segment).cast::<u8>());
+    // SAFETY: the caller's promise; the locals have room for any class.
+    unsafe {
+        fold(out, [values; 3], 0);
+        for first in (0..n).step_by(SEGMENT) {
+            fold(segment, [values; 3], 0);
+            for start in (first..(first + SEGMENT).min(n)).step_by(TILE) {
+                fold(partial, [values.add(start * class.size()); 3], TILE.min(n - start));
+                accumulate(segment, [partial.cast_const(); 3], 1);
+            }
+            accumulate(out, [segment.cast_const(); 3], 1);
+        }
+    }
+}
+
+/// # Safety
+/// `tile` has room for one element of `class`.
+unsafe fn write_param(tile: *mut u8, param: Scalar, class: DType) {
+    let (float, int) = match param {
+        Scalar::Float(x) => (x, x as i64),
+        Scalar::Int(i) => (i as f64, i),
+    };
+    // SAFETY: the caller's promise; tiles are aligned.
+    unsafe {
+        match class {
+            DType::F64 => *tile.cast() = float,
+            DType::I64 => *tile.cast() = int,
+            DType::I32 => *tile.cast() = int as i32,
+            DType::U32 => *tile.cast() = int as u32,
+            DType::U8 | DType::Bool => *tile = int as u8,
+            _ => *tile.cast() = float as f32,
+        }
+    }
+}
+
+/// # Safety
+/// `tile` holds more than `i` integers of `dtype`.
+unsafe fn read_index(tile: *const u8, dtype: DType, i: usize) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::I64 => *tile.cast::<i64>().add(i),
+            DType::I32 => *tile.cast::<i32>().add(i) as i64,
+            DType::U32 => *tile.cast::<u32>().add(i) as i64,
+            _ => *tile.add(i) as i64,
+        }
+    }
+}

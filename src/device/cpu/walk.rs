@@ -1,0 +1,161 @@
+//! Moving between strided memory and tiles.
+
+use super::tile::TileFn;
+use crate::dtype::DType;
+use crate::shape::{Dims, Strides};
+
+/// A loop nest walked in row-major order over strided memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    extents: Dims<usize>,
+    strides: Strides,
+}
+
+/// A stretch of a [`Walk`] with one stride.
+struct Run {
+    /// Elements already walked.
+    at: usize,
+    /// Position in memory.
+    position: isize,
+    stride: isize,
+    len: usize,
+}
+
+impl Walk {
+    /// A walk over `extents` with `strides`, loops merged where memory allows.
+    pub fn new(extents: &Dims<usize>, strides: &Strides) -> Walk {
+        let (mut extents, mut strides) = (*extents, *strides);
+        crate::schedule::collapse(&mut extents, &mut [&mut strides]);
+        Walk { extents, strides }
+    }
+
+    /// Whether it reads memory straight on.
+    pub fn is_contiguous(&self) -> bool {
+        self.extents.is_empty() || (self.extents.len() == 1 && self.strides[0] == 1)
+    }
+
+    /// Position of step `at`, counted in row-major order.
+    pub fn position(&self, at: usize) -> isize {
+        if let ([_], [stride]) = (&*self.extents, &*self.strides) {
+            return at as isize * stride;
+        }
+        let mut rest = at;
+        let mut position = 0;
+        for (&extent, &stride) in self.extents.iter().zip(self.strides.iter()).rev() {
+            position += (rest % extent) as isize * stride;
+            rest /= extent;
+        }
+        position
+    }
+
+    /// Calls `visit` for stretches that cover steps `start .. start + n`.
+    fn runs(&self, start: usize, n: usize, mut visit: impl FnMut(Run)) {
+        let Some((&row, &stride)) = self.extents.last().zip(self.strides.last()) else {
+            // No loops: n is 1.
+            return visit(Run { at: 0, position: 0, stride: 0, len: n });
+        };
+        let mut at = 0;
+        while at < n {
+            let inside = (start + at) % row;
+            let len = (row - inside).min(n - at);
+            visit(Run { at, position: self.position(start + at), stride, len });
+            at += len;
+        }
+    }
+}
+
+/// Fills a tile with `n` elements of `dtype` from `memory`, along `walk` from step `start` on.
+///
+/// # Safety
+/// Every position that the walk visits lies in initialised memory at `memory`; `tile` has room for
+/// `n` elements of the dtype's tile class and overlaps none of it.
+pub unsafe fn load(tile: *mut u8, memory: *const u8, dtype: DType, convert: Option<TileFn>, walk: &Walk, start: usize, n: usize) {
+    let (from, to) = (dtype.size(), super::tile::class(dtype).size());
+    walk.runs(start, n, |run| {
+        // SAFETY: runs stay within the walk and the tile, by the caller's promise.
+        unsafe {
+            let (out, source) = (tile.add(run.at * to), memory.offset(run.position * from as isize));
+            match (run.stride, convert) {
+                (1, Some(convert)) => convert(out, [source; 3], run.len),
+                (1, None) => std::ptr::copy_nonoverlapping(source, out, run.len * from),
+                _ => load_strided(out, source, dtype, run.stride, run.len),
+            }
+        }
+    });
+}
+
+/// # Safety
+/// As for [`load`], for one run.
+unsafe fn load_strided(out: *mut u8, source: *const u8, dtype: DType, stride: isize, n: usize) {
+    /// # Safety
+    /// `source` can be read at every step, `out` written `n` times.
+    unsafe fn gather<A: Copy, B: Copy>(out: *mut u8, source: *const u8, stride: isize, n: usize, f: impl Fn(A) -> B) {
+        let (out, source) = (out.cast::<B>(), source.cast::<A>());
+        // SAFETY: the caller's promise.
+        unsafe {
+            if stride == 0 {
+                let value = f(*source);
+                (0..n).for_each(|i| *out.add(i) = value);
+            } else {
+                (0..n).for_each(|i| *out.add(i) = f(*source.offset(i as isize * stride)));
+            }
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F16 => gather(out, source, stride, n, |h: half::f16| h.to_f32()),
+            DType::BF16 => gather(out, source, stride, n, |h: half::bf16| h.to_f32()),
+            _ => match dtype.size() {
+                8 => gather(out, source, stride, n, |v: u64| v),
+                4 => gather(out, source, stride, n, |v: u32| v),
+                _ => gather(out, source, stride, n, |v: u8| v),
+            },
+        }
+    }
+}
+
+/// Writes a tile's `n` elements to `memory` of `dtype`, along `walk` from step `start` on.
+///
+/// # Safety
+/// Every position that the walk visits can be written, by this thread alone; `tile` holds `n`
+/// initialised elements of the dtype's tile class and overlaps none of it.
+pub unsafe fn store(memory: *mut u8, tile: *const u8, dtype: DType, convert: Option<TileFn>, walk: &Walk, start: usize, n: usize) {
+    let (to, from) = (dtype.size(), super::tile::class(dtype).size());
+    walk.runs(start, n, |run| {
+        // SAFETY: runs stay within the walk and the tile, by the caller's promise.
+        unsafe {
+            let (target, source) = (memory.offset(run.position * to as isize), tile.add(run.at * from));
+            match (run.stride, convert) {
+                (1, Some(convert)) => convert(target, [source; 3], run.len),
+                // A copy in place: there is nothing to do.
+                (1, None) if std::ptr::eq(source, target) => {}
+                (1, None) => std::ptr::copy_nonoverlapping(source, target, run.len * to),
+                (stride, Some(convert)) => {
+                    let step = stride * to as isize;
+                    (0..run.len).for_each(|i| convert(target.offset(i as isize * step), [source.add(i * from); 3], 1));
+                }
+                (stride, None) => {
+                    let step = stride * to as isize;
+                    (0..run.len).for_each(|i| {
+                        std::ptr::copy_nonoverlapping(source.add(i * from), target.offset(i as isize * step), to);
+                    });
+                }
+            }
+        }
+    });
+}
+
+/// Fills an i64 tile with the positions themselves.
+///
+/// # Safety
+/// `tile` has room for `n` i64.
+pub unsafe fn positions(tile: *mut u8, offset: isize, walk: &Walk, start: usize, n: usize) {
+    walk.runs(start, n, |run| {
+        // SAFETY: runs stay within the tile.
+        let out = unsafe { std::slice::from_raw_parts_mut(tile.cast::<i64>().add(run.at), run.len) };
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = (offset + run.position + i as isize * run.stride) as i64;
+        }
+    });
+}

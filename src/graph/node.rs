@@ -1,0 +1,202 @@
+//! One value of the lazy graph.
+
+use crate::device::{Device, Storage};
+use crate::dtype::DType;
+use crate::ops::{Elementwise, Reduction};
+use crate::shape::{Dims, Shape, Strides};
+use smallvec::SmallVec;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(crate) type NodeRef = Arc<Node>;
+pub(crate) type Inputs = SmallVec<[NodeRef; 3]>;
+
+/// A number that an op takes beside its tensors. Its value is an input of a plan, not part of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scalar {
+    Float(f64),
+    Int(i64),
+}
+
+/// A strided reading of the input's row-major elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub strides: Strides,
+    pub offset: isize,
+}
+
+/// Which distribution random numbers follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Random {
+    /// Uniform in [0, 1).
+    Uniform,
+    /// Standard normal.
+    Normal,
+}
+
+/// What a node is. Operand order is that of the node's inputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Op {
+    /// Data that is there from the start.
+    Leaf,
+    /// A constant of rank 0.
+    Scalar(Scalar),
+    /// The row-major index of each element, as i64.
+    Iota,
+    /// Element i is the i-th number of the Philox stream `key`, from position `offset` on, as f32.
+    Random { kind: Random, key: u64, offset: u64 },
+    /// A row of the op table; operands broadcast to the node's shape.
+    Elementwise(Elementwise),
+    /// Conversion to the node's dtype.
+    Cast,
+    /// A strided reading of the input.
+    View(View),
+    /// The input in row-major order; what a view needs that cannot be expressed by strides.
+    Copy,
+    /// A reduction over the axes whose bits are set; the node keeps them as size 1 or drops them.
+    Reduce { op: Reduction, axes: u8 },
+    /// `[.., m, k] x [.., k, n]`; batch dimensions broadcast.
+    Matmul,
+    /// `out[.., i, ..] = input0[.., input1[.., i, ..], ..]` along `axis`; the indices broadcast.
+    Gather { axis: u8 },
+    /// The input, an index; a fault unless it is in `0..limit`.
+    Bound { limit: usize },
+    /// The inputs one after another along `axis`.
+    Cat { axis: u8 },
+}
+
+impl Op {
+    /// The name that messages and plans use.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Leaf => "leaf",
+            Op::Scalar(_) => "scalar",
+            Op::Iota => "iota",
+            Op::Random { kind: Random::Uniform, .. } => "rand",
+            Op::Random { kind: Random::Normal, .. } => "randn",
+            Op::Elementwise(op) => op.name(),
+            Op::Cast => "to_dtype",
+            Op::View(_) => "view",
+            Op::Copy => "copy",
+            Op::Reduce { op, .. } => op.name(),
+            Op::Matmul => "matmul",
+            Op::Gather { .. } => "gather",
+            Op::Bound { .. } => "index",
+            Op::Cat { .. } => "cat",
+        }
+    }
+}
+
+/// What changes when a node is evaluated.
+pub(crate) struct State {
+    pub inputs: Inputs,
+    pub storage: Option<Arc<Storage>>,
+}
+
+/// A value: an op over other nodes, or, once realized, its elements in row-major order.
+pub(crate) struct Node {
+    pub op: Op,
+    pub shape: Shape,
+    pub dtype: DType,
+    pub device: Device,
+    /// Where the user made it.
+    pub site: &'static Location<'static>,
+    /// Longest path of pending nodes that ends here; 0 once realized.
+    depth: AtomicU32,
+    state: Mutex<State>,
+}
+
+impl Node {
+    /// A node to be computed.
+    pub fn pending(
+        op: Op,
+        inputs: Inputs,
+        shape: Shape,
+        dtype: DType,
+        device: Device,
+        site: &'static Location<'static>,
+    ) -> Node {
+        let deepest = inputs.iter().map(|n| n.depth()).max().unwrap_or(0);
+        let state = Mutex::new(State { inputs, storage: None });
+        Node { op, shape, dtype, device, site, depth: AtomicU32::new(deepest + 1), state }
+    }
+
+    /// A node whose elements are there.
+    pub fn realized(
+        storage: Arc<Storage>,
+        shape: Shape,
+        dtype: DType,
+        device: Device,
+        site: &'static Location<'static>,
+    ) -> Node {
+        let state = Mutex::new(State { inputs: Inputs::new(), storage: Some(storage) });
+        Node { op: Op::Leaf, shape, dtype, device, site, depth: AtomicU32::new(0), state }
+    }
+
+    /// Longest path of pending nodes that ends here.
+    pub fn depth(&self) -> u32 {
+        self.depth.load(Ordering::Relaxed)
+    }
+
+    /// Inputs and storage. Never held while another node's state is taken.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The elements, if they have been computed.
+    pub fn storage(&self) -> Option<Arc<Storage>> {
+        self.state().storage.clone()
+    }
+
+    /// Makes `storage` the node's elements and lets go of what it was computed from.
+    pub fn realize(&self, storage: Arc<Storage>) {
+        let inputs = {
+            let mut state = self.state();
+            state.storage = Some(storage);
+            std::mem::take(&mut state.inputs)
+        };
+        self.depth.store(0, Ordering::Relaxed);
+        release(inputs);
+    }
+
+    /// Tells nodes apart.
+    pub fn id(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    /// Row-major elements in bytes.
+    pub fn bytes(&self) -> usize {
+        self.shape.numel() * self.dtype.size()
+    }
+
+    /// The axes of a reduction.
+    pub fn axes(axes: u8) -> Dims<usize> {
+        let mut list = Dims::new();
+        for axis in (0..8).filter(|axis| axes >> axis & 1 == 1) {
+            let pushed = list.insert(list.len(), axis);
+            debug_assert!(pushed);
+        }
+        list
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !state.inputs.is_empty() {
+            release(std::mem::take(&mut state.inputs));
+        }
+    }
+}
+
+/// Drops nodes with a list instead of the stack: a chain of a million nodes is one call deep.
+fn release(inputs: Inputs) {
+    let mut dying: Vec<NodeRef> = inputs.into_vec();
+    while let Some(node) = dying.pop() {
+        if let Some(mut last) = Arc::into_inner(node) {
+            let state = last.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+            dying.extend(state.inputs.drain(..));
+        }
+    }
+}

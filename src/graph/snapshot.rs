@@ -1,0 +1,188 @@
+//! A graph as an evaluation sees it: its nodes in order, and the key under which its plan is kept.
+
+use super::node::{NodeRef, Op, Scalar};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// One node of a [`Snapshot`].
+pub(crate) struct Entry {
+    pub node: NodeRef,
+    /// Positions of the inputs; empty for what is realized.
+    pub inputs: SmallVec<[u32; 3]>,
+    /// Its elements were there when the snapshot was taken.
+    pub realized: bool,
+    /// Asked for.
+    pub root: bool,
+    /// Someone outside this graph holds it: it is worth keeping if it is stored anyway.
+    pub held: bool,
+    /// Nobody but this graph can ever read its buffer again.
+    pub donatable: bool,
+}
+
+/// What a set of roots needs, inputs before consumers.
+pub(crate) struct Snapshot {
+    pub entries: Vec<Entry>,
+    pub roots: Vec<u32>,
+    /// Structure: ops, dtypes, shapes, aliasing, roots; no data, no scalar values.
+    pub key: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Walks down from `roots` to what is realized, without recursion.
+    pub fn of(roots: &[NodeRef]) -> Snapshot {
+        let mut walk = Walk::default();
+        let mut positions = Vec::with_capacity(roots.len());
+        for root in roots {
+            positions.push(walk.visit(root));
+        }
+        let mut snapshot = Snapshot { entries: walk.entries, roots: positions, key: walk.key };
+        for &root in &snapshot.roots {
+            snapshot.entries[root as usize].root = true;
+        }
+        snapshot.mark_ownership(roots);
+        snapshot.key_ownership();
+        snapshot
+    }
+
+    /// Values of the scalars that the plan takes as inputs, in order of their nodes.
+    pub fn params(&self) -> Vec<Scalar> {
+        let mut params = Vec::new();
+        for entry in self.entries.iter().filter(|e| !e.realized) {
+            match entry.node.op {
+                Op::Scalar(value) => params.push(value),
+                Op::Random { key, offset, .. } => {
+                    params.extend([Scalar::Int(key as i64), Scalar::Int(offset as i64)]);
+                }
+                _ => {}
+            }
+        }
+        params
+    }
+
+    /// Sets `held` and `donatable` from the reference counts.
+    ///
+    /// A leaf may be overwritten only when every pending node that could still read it is known to
+    /// this snapshot alone: anything that is held from outside and is not a root could be evaluated
+    /// again later, so all that it reads stays.
+    fn mark_ownership(&mut self, roots: &[NodeRef]) {
+        let mut owned = vec![1usize; self.entries.len()]; // the entry's own reference
+        for entry in &self.entries {
+            for &input in &entry.inputs {
+                owned[input as usize] += 1;
+            }
+        }
+        // The caller's slice holds one more reference to each root.
+        for (root, _) in self.roots.iter().zip(roots) {
+            owned[*root as usize] += 1;
+        }
+        let mut tainted = vec![false; self.entries.len()];
+        for i in (0..self.entries.len()).rev() {
+            let entry = &mut self.entries[i];
+            entry.held = Arc::strong_count(&entry.node) > owned[i];
+            let keeps = tainted[i] || (entry.held && !entry.root);
+            entry.donatable = entry.realized && !keeps && !entry.root && !entry.held && owns_storage(&entry.node);
+            if keeps {
+                for &input in &self.entries[i].inputs {
+                    tainted[input as usize] = true;
+                }
+            }
+        }
+    }
+
+    fn key_ownership(&mut self) {
+        let mut bits = 0u64;
+        for (i, entry) in self.entries.iter().enumerate() {
+            let flags = entry.root as u64 | (entry.held as u64) << 1 | (entry.donatable as u64) << 2;
+            bits = bits << 3 | flags;
+            if i % 21 == 20 {
+                self.key.push(std::mem::take(&mut bits));
+            }
+        }
+        self.key.push(bits);
+        self.key.extend(self.roots.iter().map(|&r| r as u64));
+    }
+}
+
+/// Whether no other node shares the buffer (a reshaped twin would).
+fn owns_storage(node: &NodeRef) -> bool {
+    node.state().storage.as_ref().is_some_and(|storage| Arc::strong_count(storage) == 1)
+}
+
+#[derive(Default)]
+struct Walk {
+    entries: Vec<Entry>,
+    positions: FxHashMap<usize, u32>,
+    key: Vec<u64>,
+}
+
+impl Walk {
+    fn visit(&mut self, root: &NodeRef) -> u32 {
+        let mut stack: Vec<(NodeRef, SmallVec<[NodeRef; 3]>, usize)> = Vec::new();
+        if let Some(&at) = self.positions.get(&(Arc::as_ptr(root) as usize)) {
+            return at;
+        }
+        stack.push(Self::open(root));
+        let mut last = 0;
+        while let Some((node, inputs, next)) = stack.last_mut() {
+            if let Some(input) = inputs.get(*next) {
+                *next += 1;
+                if !self.positions.contains_key(&(Arc::as_ptr(input) as usize)) {
+                    let opened = Self::open(input);
+                    stack.push(opened);
+                }
+                continue;
+            }
+            let (node, inputs) = (node.clone(), std::mem::take(inputs));
+            stack.pop();
+            last = self.close(node, &inputs);
+        }
+        last
+    }
+
+    /// A node with a copy of its inputs: none when it is realized.
+    fn open(node: &NodeRef) -> (NodeRef, SmallVec<[NodeRef; 3]>, usize) {
+        let inputs = if node.depth() == 0 { SmallVec::new() } else { node.state().inputs.clone() };
+        (node.clone(), inputs, 0)
+    }
+
+    fn close(&mut self, node: NodeRef, inputs: &[NodeRef]) -> u32 {
+        let at = self.entries.len() as u32;
+        let realized = node.depth() == 0;
+        let address = |n: &NodeRef| Arc::as_ptr(n) as usize;
+        let positions: SmallVec<[u32; 3]> = inputs.iter().map(|n| self.positions[&address(n)]).collect();
+        self.push_key(&node, realized, &positions);
+        self.positions.insert(address(&node), at);
+        let flags = (false, false, false);
+        let (root, held, donatable) = flags;
+        self.entries.push(Entry { node, inputs: positions, realized, root, held, donatable });
+        at
+    }
+
+    fn push_key(&mut self, node: &NodeRef, realized: bool, inputs: &[u32]) {
+        let (tag, words): (u64, SmallVec<[u64; 9]>) = match node.op {
+            _ if realized => (0, SmallVec::new()),
+            Op::Leaf => (0, SmallVec::new()),
+            Op::Scalar(_) => (1, SmallVec::new()),
+            Op::Iota => (2, SmallVec::new()),
+            Op::Random { kind, .. } => (3 + ((kind as u64) << 8), SmallVec::new()),
+            Op::Elementwise(op) => (4 + ((op as u64) << 8), SmallVec::new()),
+            Op::Cast => (5, SmallVec::new()),
+            Op::View(view) => {
+                let strides = view.strides.iter().map(|&s| s as u64);
+                (6, strides.chain([view.offset as u64]).collect())
+            }
+            Op::Copy => (7, SmallVec::new()),
+            Op::Reduce { op, axes } => (8 + ((op as u64) << 8) + ((axes as u64) << 16), SmallVec::new()),
+            Op::Matmul => (9, SmallVec::new()),
+            Op::Gather { axis } => (10 + ((axis as u64) << 8), SmallVec::new()),
+            Op::Bound { limit } => (12, [limit as u64].into_iter().collect()),
+            Op::Cat { axis } => (11 + ((axis as u64) << 8), SmallVec::new()),
+        };
+        let head = tag | (node.dtype as u64) << 32 | (node.shape.rank() as u64) << 40 | (inputs.len() as u64) << 48;
+        self.key.push(head);
+        self.key.extend(node.shape.dims().iter().map(|&d| d as u64));
+        self.key.extend(words);
+        self.key.extend(inputs.iter().map(|&i| i as u64));
+    }
+}

@@ -1,0 +1,114 @@
+//! The graph's invariants as code; `mod.rs` lists them as prose.
+
+use super::{Entry, Op, Snapshot};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::Sort;
+use crate::shape::Shape;
+
+/// Checks every invariant of the graph.
+///
+/// # Errors
+/// [`Error::Internal`] naming the first node that breaks one.
+pub(crate) fn verify(graph: &Snapshot) -> Result<()> {
+    for (i, entry) in graph.entries.iter().enumerate() {
+        if let Err(reason) = check(graph, i, entry) {
+            let (node, site) = (&entry.node, entry.node.site);
+            return Err(Error::internal(
+                "graph::verify",
+                format!("node {i} ({} {} {}, made at {site}): {reason}", node.op.name(), node.dtype, node.shape),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check(graph: &Snapshot, i: usize, entry: &Entry) -> Result<(), String> {
+    let node = &entry.node;
+    if entry.inputs.iter().any(|&input| input as usize >= i) {
+        return Err("an input does not stand before it".into());
+    }
+    if entry.realized {
+        return Ok(());
+    }
+    if node.shape.numel() == 0 {
+        return Err("it has no elements, yet is pending".into());
+    }
+    let inputs: Vec<(&Shape, DType)> =
+        entry.inputs.iter().map(|&at| (&graph.entries[at as usize].node.shape, graph.entries[at as usize].node.dtype)).collect();
+    let arity = arity(&node.op);
+    if arity.is_some_and(|n| n != inputs.len()) {
+        return Err(format!("{} inputs, {} wanted", inputs.len(), arity.unwrap_or(0)));
+    }
+    if entry.inputs.iter().any(|&at| graph.entries[at as usize].node.device != node.device) {
+        return Err("an input lives on another device".into());
+    }
+    check_op(&node.op, &node.shape, node.dtype, &inputs)
+}
+
+fn arity(op: &Op) -> Option<usize> {
+    match op {
+        Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } => Some(0),
+        Op::Elementwise(op) => Some(op.arity()),
+        Op::Cast | Op::View(_) | Op::Copy | Op::Reduce { .. } | Op::Bound { .. } => Some(1),
+        Op::Matmul | Op::Gather { .. } => Some(2),
+        Op::Cat { .. } => None,
+    }
+}
+
+fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) -> Result<(), String> {
+    match op {
+        Op::Elementwise(op) => {
+            for (at, (input, input_dtype)) in inputs.iter().enumerate() {
+                if Shape::broadcast("verify", input, shape).as_ref() != Ok(shape) {
+                    return Err(format!("operand {at} of shape {input} does not broadcast to it"));
+                }
+                let wanted = match op.sort() {
+                    Sort::Float | Sort::Num => dtype,
+                    Sort::Cmp => inputs[0].1,
+                    Sort::Test => *input_dtype,
+                    Sort::Logic => DType::Bool,
+                    Sort::Select if at == 0 => DType::Bool,
+                    Sort::Select => dtype,
+                };
+                if *input_dtype != wanted {
+                    return Err(format!("operand {at} is {input_dtype}, {wanted} wanted"));
+                }
+            }
+            Ok(())
+        }
+        Op::View(view) => {
+            let (mut least, mut greatest) = (view.offset, view.offset);
+            if view.strides.len() != shape.rank() {
+                return Err("as many strides as dimensions wanted".into());
+            }
+            for (&stride, &dim) in view.strides.iter().zip(shape.dims()) {
+                let reach = stride * (dim as isize - 1);
+                *if reach < 0 { &mut least } else { &mut greatest } += reach;
+            }
+            let inside = least >= 0 && greatest < inputs[0].0.numel() as isize;
+            if inside { Ok(()) } else { Err(format!("it reads {least}..={greatest} of {}", inputs[0].0)) }
+        }
+        Op::Copy | Op::Bound { .. } if inputs[0] != (shape, dtype) => {
+            Err("it changes neither shape nor dtype".into())
+        }
+        Op::Reduce { axes, .. } => {
+            let axes = super::Node::axes(*axes);
+            let input = inputs[0].0;
+            if axes.iter().any(|&axis| axis >= input.rank()) {
+                return Err(format!("axes {axes:?} of {input}"));
+            }
+            let fits = [true, false].iter().any(|&keep| input.reduced(&axes, keep) == *shape);
+            if fits { Ok(()) } else { Err(format!("{input} over axes {axes:?}")) }
+        }
+        Op::Matmul => {
+            let (a, b) = (inputs[0].0.dims(), inputs[1].0.dims());
+            let fits = a.len() >= 2 && b.len() >= 2 && a[a.len() - 1] == b[b.len() - 2];
+            if fits { Ok(()) } else { Err(format!("{a:?} x {b:?}")) }
+        }
+        Op::Gather { axis } if inputs[0].0.rank() != shape.rank() || *axis as usize >= shape.rank() => {
+            Err(format!("axis {axis} of {}", inputs[0].0))
+        }
+        _ => Ok(()),
+    }
+}

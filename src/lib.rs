@@ -1,0 +1,35 @@
+//! TensorLogic: a tensor engine. You write ordinary tensor code; it runs as few, fused, deterministic
+//! kernels.
+//!
+//! Calls record a graph. When elements are read, the graph is planned (ops become kernels), and the
+//! plan is kept for the next graph of the same structure. f16 and bf16 are stored narrow, computed in
+//! f32 and rounded once. [`Tensor::explain`] shows what would run.
+//!
+//! ```
+//! use tensorlogic::{DType, Device, Tensor};
+//! let device = Device::best();
+//! let x = Tensor::randn((128, 64), DType::F16, &device)?;
+//! let w = Tensor::ones(64, DType::F16, &device)?;
+//! let y = (&x + &x)?.layer_norm(&w, None, 1e-5)?;
+//! assert_eq!(y.explain()?.kernels(), 1);
+//! println!("{y}");
+//! # Ok::<(), tensorlogic::Error>(())
+//! ```
+
+pub mod device;
+pub mod dtype;
+mod engine;
+pub mod error;
+mod graph;
+pub mod ops;
+mod schedule;
+pub mod shape;
+pub mod tensor;
+pub mod testing;
+
+pub use device::Device;
+pub use dtype::{DType, Element};
+pub use error::{Error, Result};
+pub use ops::Activation;
+pub use shape::{IntoShape, Shape};
+pub use tensor::{Tensor, eval};

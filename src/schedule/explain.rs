@@ -1,0 +1,126 @@
+//! What a plan says of itself.
+
+use super::kernel::{Kernel, ValueOp};
+use super::plan::op_weight;
+use crate::graph::{Op, Snapshot};
+use std::fmt::{Display, Formatter};
+
+/// The account of a plan: its kernels, and why their edges did not fuse.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    pub kernels: Vec<KernelReport>,
+    pub edges: Vec<String>,
+}
+
+/// One kernel of a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelReport {
+    /// `map`, `rows`, `reduce` or `matmul`.
+    pub kind: &'static str,
+    /// The ops inside, in order.
+    pub ops: Vec<&'static str>,
+    /// Outer and inner loops.
+    pub loops: String,
+    /// Bytes read, each buffer once.
+    pub bytes_read: usize,
+    pub bytes_written: usize,
+    /// Arithmetic operations, a transcendental function counted as eight.
+    pub flops: usize,
+    /// Outputs written over an input.
+    pub in_place: usize,
+    /// Where the first of its ops was called.
+    pub site: String,
+}
+
+impl Report {
+    pub fn kernel(&mut self, graph: &Snapshot, kernel: &Kernel, in_place: &[u32]) {
+        let node = |n: u32| &graph.entries[n as usize].node;
+        let ops: Vec<&'static str> = kernel
+            .nodes
+            .iter()
+            .filter(|&&n| !matches!(node(n).op, Op::View(_) | Op::Scalar(_)))
+            .map(|&n| node(n).op.name())
+            .collect();
+        let root = node(kernel.outputs[0].node);
+        self.kernels.push(KernelReport {
+            kind: kind(kernel),
+            ops: if ops.is_empty() { vec![root.op.name()] } else { ops },
+            loops: format!("{:?} x {:?}", kernel.outer, kernel.inner),
+            bytes_read: kernel.reads().iter().map(|&n| node(n).bytes()).sum(),
+            bytes_written: kernel.outputs.iter().map(|o| node(o.node).bytes()).sum(),
+            flops: flops(kernel),
+            in_place: in_place.len(),
+            site: root.site.to_string(),
+        });
+    }
+
+    pub fn edge(&mut self, graph: &Snapshot, node: u32, reader: u32, reason: &str) {
+        let name = |n: u32| {
+            let node = &graph.entries[n as usize].node;
+            format!("{} {}", node.op.name(), node.shape)
+        };
+        self.edges.push(format!("{} is stored for {}: {reason}", name(node), name(reader)));
+    }
+}
+
+fn kind(kernel: &Kernel) -> &'static str {
+    let folds = kernel.has_reduce();
+    let elements = kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == super::kernel::Level::Element);
+    match kernel.gemm {
+        Some(_) => "matmul",
+        None if folds && elements => "rows",
+        None if folds => "reduce",
+        None => "map",
+    }
+}
+
+fn flops(kernel: &Kernel) -> usize {
+    use super::kernel::Level;
+    let (rows, elements) = (kernel.rows(), kernel.rows() * kernel.row_len());
+    let of_values: usize = kernel
+        .values
+        .iter()
+        .map(|v| {
+            let (weight, level) = match v.op {
+                ValueOp::Elementwise { op, .. } => (op_weight(op), v.level),
+                ValueOp::Reduce { .. } => (1, Level::Element),
+                ValueOp::Finish { .. } => (1, Level::Row),
+                ValueOp::Random { .. } => (60, v.level),
+                _ => (0, v.level),
+            };
+            weight * [1, rows, elements][level as usize]
+        })
+        .sum();
+    let of_product = kernel.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.a.starts.len());
+    of_values + of_product
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} kernel{}", self.kernels.len(), if self.kernels.len() == 1 { "" } else { "s" })?;
+        for (i, kernel) in self.kernels.iter().enumerate() {
+            writeln!(f, "  {i}: {kernel}")?;
+        }
+        for edge in &self.edges {
+            writeln!(f, "  not fused: {edge}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for KernelReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let place = if self.in_place > 0 { ", in place" } else { "" };
+        write!(
+            f,
+            "{} {} [{}]: reads {} B, writes {} B, {} FLOP{place} ({})",
+            self.kind,
+            self.loops,
+            self.ops.join(" "),
+            self.bytes_read,
+            self.bytes_written,
+            self.flops,
+            self.site
+        )
+    }
+}

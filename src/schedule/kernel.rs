@@ -1,0 +1,178 @@
+//! What a kernel computes: values over a loop nest, for any device to render or interpret.
+
+use crate::dtype::DType;
+use crate::graph::Random;
+use crate::ops::{Elementwise, Reduction};
+use crate::shape::{Dims, Strides};
+
+/// A kernel: for each combination of the outer loops, a row of the inner ones.
+///
+/// Without reductions all loops are inner (a map). [`ValueOp::Reduce`] folds a row; its result can
+/// be used by the row's elements again (softmax, norms). [`ValueOp::Finish`] folds one value a row
+/// over all rows. With a matrix product, the loops run over its result (batch, row, column), and
+/// the values are its epilogue.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub outer: Dims<usize>,
+    pub inner: Dims<usize>,
+    /// Operands stand before their users.
+    pub values: Vec<Value>,
+    pub outputs: Vec<Output>,
+    pub gemm: Option<Gemm>,
+    /// The nodes computed inside, in graph order.
+    pub nodes: Vec<u32>,
+    /// Those of them whose elements are computed more than once.
+    pub repeated: Vec<u32>,
+}
+
+/// One value of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Value {
+    pub op: ValueOp,
+    /// What the value stands for; narrow floats are held in f32.
+    pub dtype: DType,
+    /// How far into the loops it reaches.
+    pub level: Level,
+    /// Representable in `dtype`, where that is narrow.
+    pub rounded: bool,
+    /// The node that it belongs to.
+    pub node: u32,
+}
+
+/// How often a value is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Once a launch.
+    Uniform,
+    /// Once a row.
+    Row,
+    /// Once an element.
+    Element,
+}
+
+/// How a value comes about. Numbers are positions in [`Kernel::values`], in the graph (`node`) or
+/// among the plan's scalar inputs (`param`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ValueOp {
+    /// An element of a buffer.
+    Load { node: u32, reach: Reach },
+    /// The row-major index itself.
+    Index { reach: Reach },
+    /// A scalar input.
+    Scalar { param: u32 },
+    /// Number `index + offset` of a Philox stream; its key and offset are params `param` and `param + 1`.
+    Random { kind: Random, index: u32, param: u32 },
+    /// A row of the op table.
+    Elementwise { op: Elementwise, operands: [u32; 3] },
+    /// Conversion to the value's dtype.
+    Cast { value: u32 },
+    /// Rounding to the value's (narrow) dtype.
+    Round { value: u32 },
+    /// The element `index * stride` further than `reach` says; a fault unless `index < limit`.
+    Gather { node: u32, reach: Reach, index: u32, stride: isize, limit: usize },
+    /// The value itself; a fault unless it is in `0..limit`.
+    Bound { value: u32, limit: usize },
+    /// Fold over the inner loops.
+    Reduce { op: Reduction, value: u32 },
+    /// Fold of a row's value over the outer loops.
+    Finish { op: Reduction, value: u32 },
+    /// The matrix product's sum.
+    Accumulator,
+}
+
+impl ValueOp {
+    /// The values it is computed from.
+    pub fn operands(&self) -> impl Iterator<Item = u32> {
+        let list: [Option<u32>; 3] = match *self {
+            ValueOp::Load { .. } | ValueOp::Index { .. } | ValueOp::Scalar { .. } | ValueOp::Accumulator => [None; 3],
+            ValueOp::Random { index, .. } | ValueOp::Gather { index, .. } => [Some(index), None, None],
+            ValueOp::Cast { value }
+            | ValueOp::Round { value }
+            | ValueOp::Bound { value, .. }
+            | ValueOp::Reduce { value, .. }
+            | ValueOp::Finish { value, .. } => [Some(value), None, None],
+            ValueOp::Elementwise { op, operands } => {
+                let mut list = operands.map(Some);
+                list[op.arity()..].fill(None);
+                list
+            }
+        };
+        list.into_iter().flatten()
+    }
+}
+
+/// The position in a buffer that the loops stand at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub outer: Strides,
+    pub inner: Strides,
+    pub offset: isize,
+}
+
+/// A value that is stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    pub value: u32,
+    /// The node whose buffer is written.
+    pub node: u32,
+    pub dtype: DType,
+    pub reach: Reach,
+}
+
+/// A batch of matrix products `[m, k] x [k, n]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Gemm {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub dtype: DType,
+    pub a: Operand,
+    pub b: Operand,
+}
+
+/// One side of a product: strides in elements, and where each matrix of the batch starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Operand {
+    pub node: u32,
+    pub row_stride: isize,
+    pub col_stride: isize,
+    pub starts: Vec<isize>,
+}
+
+impl Kernel {
+    /// Steps of the outer loops together.
+    pub fn rows(&self) -> usize {
+        self.outer.iter().product()
+    }
+
+    /// Steps of the inner loops together.
+    pub fn row_len(&self) -> usize {
+        self.inner.iter().product()
+    }
+
+    /// Buffers that are read: node and dtype, each once.
+    pub fn reads(&self) -> Vec<u32> {
+        let mut nodes: Vec<u32> = self
+            .values
+            .iter()
+            .filter_map(|v| match v.op {
+                ValueOp::Load { node, .. } | ValueOp::Gather { node, .. } => Some(node),
+                _ => None,
+            })
+            .chain(self.gemm.iter().flat_map(|g| [g.a.node, g.b.node]))
+            .collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    /// Whether any value folds a row.
+    pub fn has_reduce(&self) -> bool {
+        self.values.iter().any(|v| matches!(v.op, ValueOp::Reduce { .. }))
+    }
+
+    /// Whether running it can find an index out of range.
+    pub fn can_fault(&self) -> bool {
+        self.values.iter().any(|v| matches!(v.op, ValueOp::Gather { .. } | ValueOp::Bound { .. }))
+    }
+}

@@ -1,0 +1,455 @@
+//! The planner: which nodes get a buffer, which kernels compute them, in which order, and when each
+//! buffer comes and goes.
+//!
+//! Nodes are visited from the roots down. Each stored node becomes the root of a kernel, which takes
+//! in as much of the graph below as it can. What ends an attempt stores one more node further down
+//! and tries again; so when a node's turn comes, everyone who reads it is known.
+
+use super::explain::Report;
+use super::kernel::Kernel;
+use super::lower::{Context, Loops, Stop, Target, lower};
+use crate::error::{Error, Result};
+use crate::graph::{Op, Snapshot};
+use crate::ops::Elementwise;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BinaryHeap;
+use std::cmp::Reverse;
+
+/// What a plan depends on beside the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Off: every op is a kernel of its own.
+    pub fuse: bool,
+}
+
+/// Kernels in order, and the memory they need.
+pub(crate) struct Plan {
+    pub steps: Vec<Step>,
+    /// Bytes of each piece of memory to allocate. Stored nodes share one when their lives do not meet.
+    pub slots: Vec<usize>,
+    /// Stored nodes that outlive the plan: roots, and what someone holds.
+    pub kept: Vec<u32>,
+    /// Roots that are plain reshapes of a stored node share its buffer: (root, node).
+    pub shared: Vec<(u32, u32)>,
+    pub report: Report,
+}
+
+/// One kernel of a plan.
+pub(crate) struct Step {
+    pub kernel: Kernel,
+    /// Where each output goes, the first time that it is written.
+    pub outputs: Vec<(u32, Source)>,
+    /// Outputs written over an input.
+    pub in_place: Vec<u32>,
+}
+
+/// Where a stored node's memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A slot of the plan.
+    Slot(u32),
+    /// The buffer of a leaf that nobody will read again.
+    Leaf(u32),
+}
+
+/// Plans the evaluation of a graph's roots.
+///
+/// # Errors
+/// [`Error::Internal`] if no kernel can be found for a node.
+pub(crate) fn plan(graph: &Snapshot, options: &Options) -> Result<Plan> {
+    let mut planner = Planner::new(graph, options);
+    planner.share_roots();
+    for node in (0..graph.entries.len() as u32).rev() {
+        if planner.needs_kernel(node) {
+            planner.build(node)?;
+        }
+    }
+    let order = planner.order()?;
+    Ok(planner.finish(order))
+}
+
+struct Planner<'g> {
+    graph: &'g Snapshot,
+    options: &'g Options,
+    stored: Vec<bool>,
+    consumers: Vec<Vec<u32>>,
+    params: FxHashMap<u32, u32>,
+    kernels: Vec<Kernel>,
+    /// Kernel that writes each stored node (the last of its parts).
+    producer: FxHashMap<u32, Vec<usize>>,
+    shared: Vec<(u32, u32)>,
+    report: Report,
+}
+
+impl<'g> Planner<'g> {
+    fn new(graph: &'g Snapshot, options: &'g Options) -> Self {
+        let pending = |i: usize| !graph.entries[i].realized;
+        let transparent = |i: usize| matches!(graph.entries[i].node.op, Op::Scalar(_) | Op::View(_));
+        let stored = (0..graph.entries.len())
+            .map(|i| !pending(i) || graph.entries[i].root || (!options.fuse && !transparent(i)))
+            .collect();
+        let mut consumers = vec![Vec::new(); graph.entries.len()];
+        let (mut params, mut count) = (FxHashMap::default(), 0);
+        for (i, entry) in graph.entries.iter().enumerate() {
+            entry.inputs.iter().for_each(|&input| consumers[input as usize].push(i as u32));
+            let taken = match entry.node.op {
+                Op::Scalar(_) => 1,
+                Op::Random { .. } => 2,
+                _ => 0,
+            };
+            if pending(i) && taken > 0 {
+                params.insert(i as u32, count);
+                count += taken;
+            }
+        }
+        let (kernels, producer, shared) = (Vec::new(), FxHashMap::default(), Vec::new());
+        Planner { graph, options, stored, consumers, params, kernels, producer, shared, report: Report::default() }
+    }
+
+    /// A root that is a reshape of another node needs no kernel of its own: it shares the buffer.
+    fn share_roots(&mut self) {
+        for &root in &self.graph.roots {
+            let entry = &self.graph.entries[root as usize];
+            let Op::View(view) = entry.node.op else { continue };
+            let base = match entry.inputs.first() {
+                Some(&base) if !entry.realized => base,
+                _ => continue,
+            };
+            let same_size = self.graph.entries[base as usize].node.shape.numel() == entry.node.shape.numel();
+            let whole = view.offset == 0 && same_size && {
+                let access = super::access::Access { strides: view.strides, offset: 0 };
+                access.is_identity(entry.node.shape.dims(), entry.node.shape.numel())
+            };
+            if whole && !self.shared.iter().any(|&(r, _)| r == root) {
+                self.shared.push((root, base));
+                self.stored[base as usize] = true;
+            }
+        }
+    }
+
+    fn needs_kernel(&self, node: u32) -> bool {
+        let i = node as usize;
+        self.stored[i]
+            && !self.graph.entries[i].realized
+            && !self.producer.contains_key(&node)
+            && !self.shared.iter().any(|&(root, _)| root == node)
+    }
+
+    /// Builds the kernels that compute `node`: one, or one a part of a concatenation.
+    fn build(&mut self, node: u32) -> Result<()> {
+        let entry = &self.graph.entries[node as usize];
+        let strides = entry.node.shape.contiguous_strides();
+        let Op::Cat { axis } = entry.node.op else {
+            return self.build_target(&Target { node, into: node, strides, offset: 0 });
+        };
+        let mut offset = 0;
+        for &input in &entry.inputs {
+            self.build_target(&Target { node: input, into: node, strides, offset })?;
+            offset += self.graph.entries[input as usize].node.shape.dims()[axis as usize] as isize * strides[axis as usize];
+        }
+        Ok(())
+    }
+
+    fn build_target(&mut self, target: &Target) -> Result<()> {
+        let mut loops = Loops::over(&self.graph.entries[target.node as usize].node.shape);
+        let mut separate = FxHashSet::default();
+        // Each round stores a node, separates one or refines the loops: none can go on for ever.
+        for _ in 0..4 * self.graph.entries.len() + 64 {
+            let stop = match self.attempt(target, &loops, &separate) {
+                Ok(kernel) => match self.objection(target, &kernel) {
+                    Some(stop) => stop,
+                    None => {
+                        self.accept(kernel);
+                        return Ok(());
+                    }
+                },
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Reshape(next) => {
+                    loops = next;
+                    continue;
+                }
+                Stop::Separate(n) | Stop::Store(n, _) if self.stored[n as usize] && n != target.into => {
+                    if !separate.insert(n) {
+                        self.store_below(target.node)?;
+                    }
+                }
+                Stop::Separate(n) if n != target.into => self.store(n, target.node, "the kernel would touch too many buffers"),
+                Stop::Store(n, reason) if n != target.into => self.store(n, target.node, reason),
+                Stop::Separate(_) | Stop::Store(..) => self.store_below(target.node)?,
+            }
+            loops = Loops::over(&self.graph.entries[target.node as usize].node.shape);
+        }
+        let node = &self.graph.entries[target.node as usize].node;
+        Err(Error::internal("schedule::plan", format!("no kernel for {} {}, made at {}", node.op.name(), node.shape, node.site)))
+    }
+
+    fn attempt(&self, target: &Target, loops: &Loops, separate: &FxHashSet<u32>) -> Result<Kernel, Stop> {
+        let whole = target.node == target.into;
+        let absorbable = |node: u32| {
+            let computed = matches!(
+                self.graph.entries[node as usize].node.op,
+                Op::Elementwise(_) | Op::Cast | Op::Reduce { .. } | Op::Matmul
+            );
+            whole && self.options.fuse && computed && !self.producer.contains_key(&node) && !separate.contains(&node)
+        };
+        let context =
+            Context { graph: self.graph, stored: &self.stored, absorbable: &absorbable, params: &self.params };
+        lower(&context, target, loops)
+    }
+
+    fn store(&mut self, node: u32, reader: u32, reason: &'static str) {
+        self.stored[node as usize] = true;
+        self.report.edge(self.graph, node, reader, reason);
+    }
+
+    /// Stores an operand of `node`, so that its kernel gets smaller.
+    fn store_below(&mut self, node: u32) -> Result<()> {
+        let mut list: Vec<u32> = self.graph.entries[node as usize].inputs.to_vec();
+        while let Some(input) = list.pop() {
+            if self.stored[input as usize] {
+                continue;
+            }
+            match self.graph.entries[input as usize].node.op {
+                Op::Scalar(_) | Op::Iota => {}
+                Op::View(_) => list.extend(&self.graph.entries[input as usize].inputs),
+                _ => {
+                    self.store(input, node, "the kernel would touch too many buffers");
+                    return Ok(());
+                }
+            }
+        }
+        let op = &self.graph.entries[node as usize].node;
+        Err(Error::internal("schedule::plan", format!("{} {} does not fit a kernel, made at {}", op.op.name(), op.shape, op.site)))
+    }
+
+    /// Why a kernel that could be built should not be.
+    fn objection(&self, target: &Target, kernel: &Kernel) -> Option<Stop> {
+        if !self.options.fuse {
+            return None;
+        }
+        let outputs: Vec<u32> = kernel.outputs.iter().map(|o| o.node).collect();
+        if let Some(&absorbed) = outputs[1..].iter().find(|&&node| self.would_wait_for(kernel, node)) {
+            return Some(Stop::Separate(absorbed));
+        }
+        let mut outside: FxHashMap<u32, bool> = FxHashMap::default();
+        for &node in kernel.nodes.iter().rev() {
+            let used = self.consumers[node as usize].iter().any(|c| match kernel.nodes.binary_search(c) {
+                Ok(_) => matches!(self.graph.entries[*c as usize].node.op, Op::View(_)) && outside.get(c) == Some(&true),
+                Err(_) => *c != target.into,
+            });
+            outside.insert(node, used);
+            let transparent = matches!(self.graph.entries[node as usize].node.op, Op::View(_) | Op::Scalar(_) | Op::Iota);
+            if transparent || outputs.contains(&node) {
+                continue;
+            }
+            let repeated = kernel.repeated.contains(&node);
+            if (used || repeated) && !self.cheap(node, repeated && !used) {
+                let reason = if used { "several kernels read it" } else { "it would be computed more than once" };
+                return Some(Stop::Store(node, reason));
+            }
+        }
+        None
+    }
+
+    /// Whether something that `kernel` reads needs `node`, which it would write.
+    fn would_wait_for(&self, kernel: &Kernel, node: u32) -> bool {
+        let mut list = kernel.reads();
+        let mut seen = FxHashSet::default();
+        while let Some(next) = list.pop() {
+            if !seen.insert(next) || self.graph.entries[next as usize].realized {
+                continue;
+            }
+            if next == node {
+                return true;
+            }
+            match self.producer.get(&next) {
+                Some(kernels) => kernels.iter().for_each(|&k| list.extend(self.kernels[k].reads())),
+                None => list.extend(&self.graph.entries[next as usize].inputs),
+            }
+        }
+        false
+    }
+
+    /// Whether computing `node` again moves no more bytes than storing it and reading it back, at little
+    /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel.
+    fn cheap(&self, node: u32, free: bool) -> bool {
+        let (mut weight, mut bytes, mut list, mut seen) = (0, 0, vec![node], FxHashSet::default());
+        while let Some(next) = list.pop() {
+            if !seen.insert(next) {
+                continue;
+            }
+            let entry = &self.graph.entries[next as usize];
+            if self.stored[next as usize] && next != node {
+                bytes += entry.node.bytes();
+                continue;
+            }
+            weight += match entry.node.op {
+                Op::Elementwise(op) => op_weight(op),
+                Op::Scalar(_) | Op::View(_) | Op::Iota => 0,
+                Op::Cast | Op::Copy | Op::Bound { .. } => 1,
+                Op::Gather { .. } => 3,
+                _ => return false,
+            };
+            list.extend(&entry.inputs);
+        }
+        let budget = if free { 3 } else { 10 };
+        weight <= budget && (free || bytes <= 2 * self.graph.entries[node as usize].node.bytes())
+    }
+
+    fn accept(&mut self, kernel: Kernel) {
+        let at = self.kernels.len();
+        for output in &kernel.outputs {
+            self.producer.entry(output.node).or_default().push(at);
+            self.stored[output.node as usize] = true;
+        }
+        self.kernels.push(kernel);
+    }
+
+    /// Kernels so that each stands behind those it reads from; among equals, in graph order.
+    fn order(&self) -> Result<Vec<usize>> {
+        let mut waits = vec![0usize; self.kernels.len()];
+        let mut wakes = vec![Vec::new(); self.kernels.len()];
+        for (k, kernel) in self.kernels.iter().enumerate() {
+            for before in kernel.reads().iter().filter_map(|node| self.producer.get(node)).flatten() {
+                debug_assert_ne!(*before, k, "a kernel reads what it writes");
+                waits[k] += 1;
+                wakes[*before].push(k);
+            }
+        }
+        let rank = |k: usize| (self.kernels[k].outputs[0].node, k);
+        let mut ready: BinaryHeap<_> =
+            (0..self.kernels.len()).filter(|&k| waits[k] == 0).map(|k| Reverse(rank(k))).collect();
+        let mut order = Vec::with_capacity(self.kernels.len());
+        while let Some(Reverse((_, k))) = ready.pop() {
+            order.push(k);
+            for &next in &wakes[k] {
+                waits[next] -= 1;
+                if waits[next] == 0 {
+                    ready.push(Reverse(rank(next)));
+                }
+            }
+        }
+        let complete = order.len() == self.kernels.len();
+        if complete { Ok(order) } else { Err(Error::internal("schedule::plan", "kernels wait for each other")) }
+    }
+
+    fn finish(mut self, order: Vec<usize>) -> Plan {
+        let mut kernels: Vec<Option<Kernel>> = std::mem::take(&mut self.kernels).into_iter().map(Some).collect();
+        let ordered: Vec<Kernel> = order.into_iter().filter_map(|k| kernels[k].take()).collect();
+        let is_kept = |node: u32| {
+            let entry = &self.graph.entries[node as usize];
+            entry.root || entry.held || self.shared.iter().any(|&(_, base)| base == node)
+        };
+        let mut last_use: FxHashMap<u32, usize> = FxHashMap::default();
+        for (k, kernel) in ordered.iter().enumerate() {
+            kernel.reads().into_iter().chain(kernel.outputs.iter().map(|o| o.node)).for_each(|node| drop(last_use.insert(node, k)));
+        }
+        let leaves_stay = ordered.iter().any(Kernel::can_fault);
+        let mut memory = Memory::default();
+        let mut kept = Vec::new();
+        let mut steps = Vec::with_capacity(ordered.len());
+        for (k, kernel) in ordered.into_iter().enumerate() {
+            let dies = |node: u32| last_use.get(&node) == Some(&k) && !is_kept(node);
+            let (mut outputs, mut in_place, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+            for output in &kernel.outputs {
+                if memory.home.contains_key(&output.node) {
+                    continue;
+                }
+                let may_take = |node: u32| {
+                    let entry = &self.graph.entries[node as usize];
+                    dies(node) && !taken.contains(&node) && (!entry.realized || (entry.donatable && !leaves_stay))
+                };
+                let donor = donor(&kernel, output, self.graph, &may_take);
+                let bytes = self.graph.entries[output.node as usize].node.bytes();
+                let source = match donor {
+                    Some(node) => memory.home.get(&node).copied().unwrap_or(Source::Leaf(node)),
+                    None => memory.take(bytes, is_kept(output.node)),
+                };
+                if let Some(node) = donor {
+                    taken.push(node);
+                    in_place.push(output.node);
+                }
+                memory.home.insert(output.node, source);
+                outputs.push((output.node, source));
+                if is_kept(output.node) {
+                    kept.push(output.node);
+                }
+            }
+            let mut used = kernel.reads();
+            used.extend(kernel.outputs.iter().map(|o| o.node));
+            used.sort_unstable();
+            used.dedup();
+            used.into_iter().filter(|&node| dies(node) && !taken.contains(&node)).for_each(|node| memory.give(node));
+            self.report.kernel(self.graph, &kernel, &in_place);
+            steps.push(Step { kernel, outputs, in_place });
+        }
+        Plan { steps, slots: memory.slots, kept, shared: self.shared, report: self.report }
+    }
+}
+
+/// Memory that plan nodes take and give back.
+#[derive(Default)]
+struct Memory {
+    slots: Vec<usize>,
+    free: Vec<u32>,
+    home: FxHashMap<u32, Source>,
+}
+
+impl Memory {
+    /// A free slot that fits, or a new one. What outlives the plan does not keep more than it needs.
+    fn take(&mut self, bytes: usize, kept: bool) -> Source {
+        let fits = |&slot: &u32| {
+            let size = self.slots[slot as usize];
+            size == bytes || (!kept && size > bytes && size <= 2 * bytes)
+        };
+        let best = self.free.iter().copied().filter(fits).min_by_key(|&slot| self.slots[slot as usize]);
+        if let Some(slot) = best {
+            self.free.retain(|&free| free != slot);
+            return Source::Slot(slot);
+        }
+        self.slots.push(bytes);
+        Source::Slot(self.slots.len() as u32 - 1)
+    }
+
+    fn give(&mut self, node: u32) {
+        if let Some(Source::Slot(slot)) = self.home.get(&node) {
+            self.free.push(*slot);
+        }
+    }
+}
+
+/// A dying buffer that an output may be written over: a map that reads it exactly where it writes.
+fn donor(
+    kernel: &Kernel,
+    output: &super::Output,
+    graph: &Snapshot,
+    may_take: &dyn Fn(u32) -> bool,
+) -> Option<u32> {
+    use super::ValueOp;
+    if kernel.gemm.is_some() || kernel.has_reduce() || !kernel.outer.is_empty() {
+        return None;
+    }
+    let bytes = graph.entries[output.node as usize].node.bytes();
+    kernel.reads().into_iter().find(|&node| {
+        let entry = &graph.entries[node as usize];
+        let in_place = kernel.values.iter().all(|v| match v.op {
+            ValueOp::Load { node: n, reach } if n == node => reach == output.reach,
+            ValueOp::Gather { node: n, .. } => n != node,
+            _ => true,
+        });
+        entry.node.bytes() == bytes && entry.node.dtype.size() == output.dtype.size() && in_place && may_take(node)
+    })
+}
+
+/// Rough cost of an op in simple instructions.
+pub(crate) fn op_weight(op: Elementwise) -> usize {
+    use Elementwise::*;
+    match op {
+        Exp | Exp2 | Expm1 | Ln | Log2 | Log10 | Log1p | Sin | Cos | Tan | Tanh | Erf | Sigmoid | Softplus | Silu
+        | Gelu | GeluErf | Elu | Pow | Rem => 8,
+        Div | Recip | Sqrt | Rsqrt => 2,
+        _ => 1,
+    }
+}

@@ -1,0 +1,219 @@
+//! Making tensors.
+
+use super::Tensor;
+use crate::device::{Device, cpu};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::graph::{Node, Op, Random, Scalar};
+use crate::shape::{IntoShape, Shape};
+use std::panic::Location;
+use std::sync::Arc;
+
+impl Tensor {
+    /// A tensor of host values in row-major order.
+    ///
+    /// # Errors
+    /// A shape that does not hold exactly as many elements; out of memory.
+    #[track_caller]
+    pub fn from_slice<T: Element>(values: &[T], shape: impl IntoShape, device: &Device) -> Result<Tensor> {
+        let shape = shape.into_shape()?;
+        if shape.numel() != values.len() {
+            let reason = format!("{} values given, {} wanted", values.len(), shape.numel());
+            return Err(Error::shape("from_slice", &shape, reason));
+        }
+        let mut storage = device.buffer_pool().get_uninit(std::mem::size_of_val(values))?;
+        cpu::upload(&mut storage, values);
+        let node = Node::realized(Arc::new(storage), shape, T::DTYPE, device.clone(), Location::caller());
+        Ok(Tensor(Arc::new(node)))
+    }
+
+    /// A tensor of host values in row-major order.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_slice`].
+    #[track_caller]
+    pub fn from_vec<T: Element>(values: Vec<T>, shape: impl IntoShape, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(&values, shape, device)
+    }
+
+    /// A tensor of rank 0.
+    ///
+    /// # Errors
+    /// Out of memory.
+    #[track_caller]
+    pub fn scalar<T: Element>(value: T, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(&[value], (), device)
+    }
+
+    /// Every element `value`. Costs no memory until it is read.
+    ///
+    /// # Errors
+    /// A shape with too many elements; a value that the dtype cannot hold.
+    #[track_caller]
+    pub fn full(shape: impl IntoShape, value: impl Into<f64>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let shape = shape.into_shape()?;
+        let scalar = Tensor::from_scalar(Scalar::Float(value.into()), "full", dtype, device)?;
+        if shape.numel() == 0 {
+            return Tensor::empty(shape, dtype, device);
+        }
+        scalar.expand(shape)
+    }
+
+    /// Zeros.
+    ///
+    /// # Errors
+    /// A shape with too many elements.
+    #[track_caller]
+    pub fn zeros(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
+        Tensor::full(shape, 0.0, dtype, device)
+    }
+
+    /// Ones (true, for bool).
+    ///
+    /// # Errors
+    /// A shape with too many elements.
+    #[track_caller]
+    pub fn ones(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
+        Tensor::full(shape, 1.0, dtype, device)
+    }
+
+    /// Zeros of this tensor's shape, dtype and device.
+    ///
+    /// # Errors
+    /// None at present.
+    #[track_caller]
+    pub fn zeros_like(&self) -> Result<Tensor> {
+        Tensor::zeros(self.shape(), self.dtype(), self.device())
+    }
+
+    /// Ones of this tensor's shape, dtype and device.
+    ///
+    /// # Errors
+    /// None at present.
+    #[track_caller]
+    pub fn ones_like(&self) -> Result<Tensor> {
+        Tensor::ones(self.shape(), self.dtype(), self.device())
+    }
+
+    /// The identity matrix `[n, n]`.
+    ///
+    /// # Errors
+    /// Too many elements.
+    #[track_caller]
+    pub fn eye(n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        Shape::new(&[n, n])?;
+        let index = Tensor::iota(n, device)?;
+        index.unsqueeze(1)?.eq(&index)?.to_dtype(dtype)
+    }
+
+    /// `start, start + 1, ...` up to, not including, `end`.
+    ///
+    /// # Errors
+    /// Bounds that are not finite; too many elements.
+    #[track_caller]
+    pub fn arange<T: Number>(start: T, end: T, device: &Device) -> Result<Tensor> {
+        Tensor::arange_step(start, end, T::from_f64(1.0), device)
+    }
+
+    /// `start, start + step, ...` up to, not including, `end`.
+    ///
+    /// # Errors
+    /// A step of 0, bounds that are not finite, too many elements.
+    #[track_caller]
+    pub fn arange_step<T: Number>(start: T, end: T, step: T, device: &Device) -> Result<Tensor> {
+        let (first, last, by) = (start.to_f64(), end.to_f64(), step.to_f64());
+        let count = ((last - first) / by).ceil();
+        if by == 0.0 || !count.is_finite() {
+            return Err(Error::arg("arange", format!("from {first} to {last} in steps of {by} never ends")));
+        }
+        let shape = Shape::new(&[count.max(0.0) as usize])?;
+        let values: Vec<T> = (0..shape.numel()).map(|i| T::from_f64(first + i as f64 * by)).collect();
+        Tensor::from_vec(values, shape, device)
+    }
+
+    /// `count` values evenly spaced from `start` to `end`, both included.
+    ///
+    /// # Errors
+    /// A dtype that is no float, bounds that are not finite.
+    #[track_caller]
+    pub fn linspace(start: f64, end: f64, count: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        if !dtype.is_float() {
+            return Err(Error::dtype("linspace", dtype, "use a float dtype, or arange"));
+        }
+        if !start.is_finite() || !end.is_finite() {
+            return Err(Error::arg("linspace", format!("bounds must be finite, not {start} and {end}")));
+        }
+        let last = count.saturating_sub(1).max(1) as f64;
+        // From both ends, so that both are exact.
+        let at = |i: usize| {
+            let t = i as f64 / last;
+            if t < 0.5 { start + (end - start) * t } else { end - (end - start) * (1.0 - t) }
+        };
+        let values: Vec<f64> = (0..Shape::new(&[count])?.numel()).map(at).collect();
+        Tensor::from_vec(values, count, device)?.to_dtype(dtype)
+    }
+
+    /// Uniform random numbers in [0, 1), from the device's stream.
+    ///
+    /// # Errors
+    /// A dtype that is no float; too many elements.
+    #[track_caller]
+    pub fn rand(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
+        let uniform = Tensor::random(Random::Uniform, shape.into_shape()?, dtype, device)?;
+        // Rounding to a narrow type would reach 1: keep only as many bits as it holds.
+        let steps: f64 = match dtype {
+            DType::F16 => 2048.0,
+            DType::BF16 => 256.0,
+            _ => return uniform.to_dtype(dtype),
+        };
+        ((uniform * steps)?.floor()? / steps)?.to_dtype(dtype)
+    }
+
+    /// Standard normal random numbers, from the device's stream.
+    ///
+    /// # Errors
+    /// A dtype that is no float; too many elements.
+    #[track_caller]
+    pub fn randn(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
+        Tensor::random(Random::Normal, shape.into_shape()?, dtype, device)?.to_dtype(dtype)
+    }
+
+    /// `0, 1, ..., n - 1` as i64, computed where it is used.
+    #[track_caller]
+    pub(crate) fn iota(n: usize, device: &Device) -> Result<Tensor> {
+        Tensor::record(Op::Iota, &[], Shape::new(&[n])?, DType::I64, device)
+    }
+
+    #[track_caller]
+    fn random(kind: Random, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+        if !dtype.is_float() {
+            return Err(Error::dtype("rand", dtype, "random numbers are floats; scale and convert them"));
+        }
+        let (key, offset) = device.reserve_random(shape.numel());
+        Tensor::record(Op::Random { kind, key, offset }, &[], shape, DType::F32, device)
+    }
+}
+
+/// Element types that count: all but bool.
+pub trait Number: Element {
+    /// The nearest value.
+    fn from_f64(x: f64) -> Self;
+}
+
+macro_rules! number {
+    ($($t:ty => |$x:ident| $e:expr;)+) => {$(
+        impl Number for $t {
+            fn from_f64($x: f64) -> Self { $e }
+        }
+    )+};
+}
+number! {
+    half::f16 => |x| half::f16::from_f64(x);
+    half::bf16 => |x| half::bf16::from_f64(x);
+    f32 => |x| x as f32;
+    f64 => |x| x;
+    i64 => |x| x as i64;
+    i32 => |x| x as i32;
+    u32 => |x| x as u32;
+    u8 => |x| x as u8;
+}

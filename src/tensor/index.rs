@@ -1,0 +1,81 @@
+//! Reading through indices. An index out of range is an error at evaluation, which names the call.
+
+use super::{Dim, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::Op;
+use crate::shape::Shape;
+
+impl Tensor {
+    /// The slices of dimension `dim` that a vector of indices names, in its order:
+    /// `out[.., i, ..] = self[.., index[i], ..]`.
+    ///
+    /// # Errors
+    /// An index that is no integer vector; at evaluation, an index out of range.
+    #[track_caller]
+    pub fn index_select(&self, dim: impl Dim, index: &Tensor) -> Result<Tensor> {
+        let dim = dim.of(self.shape(), "index_select")?;
+        if index.rank() != 1 {
+            return Err(Error::shape("index_select", index.shape(), "the index must be a vector"));
+        }
+        let mut out = self.dims().to_vec();
+        out[dim] = index.numel();
+        let mut along = vec![1; self.rank()];
+        along[dim] = index.numel();
+        self.gathered("index_select", dim, &index.reshape(along)?, Shape::new(&out)?)
+    }
+
+    /// `out[.., i, ..] = self[.., index[.., i, ..], ..]` along `dim`: an index an element.
+    ///
+    /// # Errors
+    /// An index of another rank, larger than `self` in another dimension, or no integers; at
+    /// evaluation, an index out of range.
+    #[track_caller]
+    pub fn gather(&self, dim: impl Dim, index: &Tensor) -> Result<Tensor> {
+        let dim = dim.of(self.shape(), "gather")?;
+        let fits = |i: usize| i == dim || index.dims()[i] <= self.dims()[i];
+        if index.rank() != self.rank() || !(0..self.rank()).all(fits) {
+            let reason = format!("the index may exceed the tensor in dimension {dim} only");
+            return Err(Error::shapes("gather", self.shape(), index.shape(), reason));
+        }
+        self.gathered("gather", dim, index, *index.shape())
+    }
+
+    /// The rows of this table `[entries, width]` that `ids` name: `[.., width]`.
+    ///
+    /// # Errors
+    /// A table that is no matrix, ids that are no integers; at evaluation, an id out of range.
+    #[track_caller]
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.rank() != 2 {
+            return Err(Error::shape("embedding", self.shape(), "the table must be a matrix [entries, width]"));
+        }
+        let mut shape = ids.dims().to_vec();
+        shape.push(self.dims()[1]);
+        let shape = Shape::new(&shape)?;
+        self.index_select(0, &ids.flatten_all()?)?.reshape(shape)
+    }
+
+    #[track_caller]
+    fn gathered(&self, op: &'static str, dim: usize, index: &Tensor, shape: Shape) -> Result<Tensor> {
+        self.same_device(op, index)?;
+        index.needs_index(op)?;
+        if shape.numel() > 0 && self.numel() == 0 {
+            return Err(Error::shape(op, self.shape(), "there is nothing to index"));
+        }
+        Tensor::record(Op::Gather { axis: dim as u8 }, &[self, index], shape, self.dtype(), self.device())
+    }
+
+    /// The indices themselves, checked against `limit` when they are computed.
+    #[track_caller]
+    pub(super) fn bounded(&self, op: &'static str, limit: usize) -> Result<Tensor> {
+        self.needs_index(op)?;
+        Tensor::record(Op::Bound { limit }, &[self], *self.shape(), self.dtype(), self.device())
+    }
+
+    fn needs_index(&self, op: &'static str) -> Result<()> {
+        if self.dtype().is_int() {
+            return Ok(());
+        }
+        Err(Error::dtype(op, self.dtype(), "indices must be integers; convert with to_dtype(DType::I64)"))
+    }
+}

@@ -1,0 +1,26 @@
+//! What tests and benchmarks ask of the engine.
+
+use crate::engine;
+use crate::error::Result;
+use crate::tensor::{Tensor, explain};
+
+pub use crate::engine::Counters;
+pub use crate::ops::{Elementwise, Reduction, Rounding, Sort};
+
+/// The kernels that evaluating these tensors together would run.
+///
+/// # Errors
+/// A graph that cannot be planned, which would be a bug.
+pub fn kernel_count(tensors: &[&Tensor]) -> Result<usize> {
+    Ok(explain(tensors)?.kernels())
+}
+
+/// Runs `work` with every op that this thread evaluates as a kernel of its own.
+pub fn no_fusion<T>(work: impl FnOnce() -> T) -> T {
+    engine::without_fusion(work)
+}
+
+/// What has been evaluated in this process so far.
+pub fn counters() -> Counters {
+    engine::counters()
+}

@@ -31,17 +31,8 @@ pub enum DType {
 
 impl DType {
     /// Every dtype.
-    pub const ALL: [DType; 9] = [
-        DType::F16,
-        DType::BF16,
-        DType::F32,
-        DType::F64,
-        DType::I64,
-        DType::I32,
-        DType::U32,
-        DType::U8,
-        DType::Bool,
-    ];
+    pub const ALL: [DType; 9] =
+        [DType::F16, DType::BF16, DType::F32, DType::F64, DType::I64, DType::I32, DType::U32, DType::U8, DType::Bool];
 
     /// Bytes an element.
     pub const fn size(self) -> usize {

@@ -47,6 +47,11 @@ impl<T: Copy + Default> Dims<T> {
         true
     }
 
+    /// Removes the value at `at`.
+    pub(crate) fn delete(&mut self, at: usize) {
+        self.remove(at);
+    }
+
     /// Removes and returns the value at `at`.
     pub(crate) fn remove(&mut self, at: usize) -> T {
         let value = self[at];

@@ -111,10 +111,6 @@ impl Device {
     pub(crate) fn reserve_random(&self, n: usize) -> (u64, u64) {
         self.0.reserve_random(n)
     }
-
-    pub(crate) fn as_cpu(&self) -> &CpuDevice {
-        &self.0
-    }
 }
 
 impl PartialEq for Device {

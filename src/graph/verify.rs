@@ -34,8 +34,11 @@ fn check(graph: &Snapshot, i: usize, entry: &Entry) -> Result<(), String> {
     if node.shape.numel() == 0 {
         return Err("it has no elements, yet is pending".into());
     }
-    let inputs: Vec<(&Shape, DType)> =
-        entry.inputs.iter().map(|&at| (&graph.entries[at as usize].node.shape, graph.entries[at as usize].node.dtype)).collect();
+    let inputs: Vec<(&Shape, DType)> = entry
+        .inputs
+        .iter()
+        .map(|&at| (&graph.entries[at as usize].node.shape, graph.entries[at as usize].node.dtype))
+        .collect();
     let arity = arity(&node.op);
     if arity.is_some_and(|n| n != inputs.len()) {
         return Err(format!("{} inputs, {} wanted", inputs.len(), arity.unwrap_or(0)));
@@ -89,9 +92,7 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
             let inside = least >= 0 && greatest < inputs[0].0.numel() as isize;
             if inside { Ok(()) } else { Err(format!("it reads {least}..={greatest} of {}", inputs[0].0)) }
         }
-        Op::Copy | Op::Bound { .. } if inputs[0] != (shape, dtype) => {
-            Err("it changes neither shape nor dtype".into())
-        }
+        Op::Copy | Op::Bound { .. } if inputs[0] != (shape, dtype) => Err("it changes neither shape nor dtype".into()),
         Op::Reduce { axes, .. } => {
             let axes = super::Node::axes(*axes);
             let input = inputs[0].0;

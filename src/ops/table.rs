@@ -349,9 +349,15 @@ macro_rules! form {
 }
 
 macro_rules! bind {
-    ($from:ident; $a:ident) => { let [$a, ..] = $from; };
-    ($from:ident; $a:ident, $b:ident) => { let [$a, $b, _] = $from; };
-    ($from:ident; $a:ident, $b:ident, $c:ident) => { let [$a, $b, $c] = $from; };
+    ($from:ident; $a:ident) => {
+        let [$a, ..] = $from;
+    };
+    ($from:ident; $a:ident, $b:ident) => {
+        let [$a, $b, _] = $from;
+    };
+    ($from:ident; $a:ident, $b:ident, $c:ident) => {
+        let [$a, $b, $c] = $from;
+    };
 }
 
 macro_rules! rule {
@@ -416,6 +422,7 @@ macro_rules! define_table { ($(
     }
 
     /// A unit type a row, on which its CPU forms are implemented.
+    #[allow(dead_code)] // a selection is built into each device
     pub(crate) mod functor {
         $(pub struct $V;)+
     }
@@ -505,10 +512,18 @@ mod tests {
         }
     } }
     macro_rules! evaluate {
-        (Float $V:ident $xs:ident) => { <functor::$V as RealFn>::call($xs) };
-        (Num $V:ident $xs:ident) => { <functor::$V as RealFn>::call($xs) };
-        (Select $V:ident $xs:ident) => { if $xs[0] != 0.0 { $xs[1] } else { $xs[2] } };
-        ($sort:ident $V:ident $xs:ident) => { unreachable!("{} has no gradient", stringify!($V)) };
+        (Float $V:ident $xs:ident) => {
+            <functor::$V as RealFn>::call($xs)
+        };
+        (Num $V:ident $xs:ident) => {
+            <functor::$V as RealFn>::call($xs)
+        };
+        (Select $V:ident $xs:ident) => {
+            if $xs[0] != 0.0 { $xs[1] } else { $xs[2] }
+        };
+        ($sort:ident $V:ident $xs:ident) => {
+            unreachable!("{} has no gradient", stringify!($V))
+        };
     }
     for_each_elementwise!(value_of);
 
@@ -531,7 +546,11 @@ mod tests {
                     up[i] += h;
                     down[i] -= h;
                     let want = 1.5 * (value(op, up) - value(op, down)) / (2.0 * h);
-                    assert!((got - want).abs() < 1e-6 * (1.0 + want.abs()), "{} operand {i} at {xs:?}: {got} {want}", op.name());
+                    assert!(
+                        (got - want).abs() < 1e-6 * (1.0 + want.abs()),
+                        "{} operand {i} at {xs:?}: {got} {want}",
+                        op.name()
+                    );
                     checked += 1;
                 }
             }

@@ -65,7 +65,8 @@ impl Report {
 
 fn kind(kernel: &Kernel) -> &'static str {
     let folds = kernel.has_reduce();
-    let elements = kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == super::kernel::Level::Element);
+    let elements =
+        kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == super::kernel::Level::Element);
     match kernel.gemm {
         Some(_) => "matmul",
         None if folds && elements => "rows",

@@ -33,8 +33,6 @@ pub(crate) struct Value {
     pub dtype: DType,
     /// How far into the loops it reaches.
     pub level: Level,
-    /// Representable in `dtype`, where that is narrow.
-    pub rounded: bool,
     /// The node that it belongs to.
     pub node: u32,
 }

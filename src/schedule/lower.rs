@@ -120,9 +120,20 @@ struct Raw {
 
 #[derive(Clone, Copy)]
 enum RawOp {
-    Load { node: u32, at: Access },
-    Index { at: Access },
-    Gather { node: u32, at: Access, index: u32, stride: isize, limit: usize },
+    Load {
+        node: u32,
+        at: Access,
+    },
+    Index {
+        at: Access,
+    },
+    Gather {
+        node: u32,
+        at: Access,
+        index: u32,
+        stride: isize,
+        limit: usize,
+    },
     /// Complete already: no access inside.
     Plain(ValueOp),
 }
@@ -414,8 +425,10 @@ impl Lowering<'_, '_> {
         }
         let inner: Vec<usize> = (0..loops.extents.len()).filter(|&i| is_inner(i)).collect();
         let per_row = inner.iter().all(|&i| at.strides[i] == 0);
-        let each_once: usize =
-            (0..loops.extents.len()).filter(|&i| !is_inner(i) && at.strides[i] != 0).map(|i| loops.extents[i]).product();
+        let each_once: usize = (0..loops.extents.len())
+            .filter(|&i| !is_inner(i) && at.strides[i] != 0)
+            .map(|i| loops.extents[i])
+            .product();
         let kept = from.reduced(&axes, false);
         if !per_row || loops.extents_outside() != kept.numel() || each_once != kept.numel() {
             return Err(Stop::Store(node, "it is not one value a row of this kernel"));
@@ -519,10 +532,7 @@ impl Lowering<'_, '_> {
     }
 
     fn finish(mut self, target: &Target, value: u32, at: Access) -> Result<Kernel, Stop> {
-        let root_at = Access {
-            strides: self.output_strides(target, &at),
-            offset: target.offset,
-        };
+        let root_at = Access { strides: self.output_strides(target, &at), offset: target.offset };
         let mut outputs = vec![(target.into, value, root_at)];
         for &(node, value, at) in &self.absorbed {
             if !self.covers(&at, self.shape(node).numel()) {
@@ -577,7 +587,8 @@ impl Lowering<'_, '_> {
 
     fn build(self, outputs: Vec<(u32, u32, Access)>) -> Kernel {
         let live = self.live(&outputs);
-        let reduces = self.values.iter().zip(&live).any(|(v, &l)| l && matches!(v.op, RawOp::Plain(ValueOp::Reduce { .. })));
+        let reduces =
+            self.values.iter().zip(&live).any(|(v, &l)| l && matches!(v.op, RawOp::Plain(ValueOp::Reduce { .. })));
         let inner_mask = if reduces || self.loops.nested { self.loops.inner } else { u8::MAX };
         let split = |at: &Access| {
             let mut reach = Reach { outer: Dims::new(), inner: Dims::new(), offset: at.offset };
@@ -589,10 +600,13 @@ impl Lowering<'_, '_> {
             reach
         };
         let extents = split(&Access {
-            strides: Dims::from_slice(&self.loops.extents.iter().map(|&e| e as isize).collect::<Vec<_>>()).unwrap_or_default(),
+            strides: Dims::from_slice(&self.loops.extents.iter().map(|&e| e as isize).collect::<Vec<_>>())
+                .unwrap_or_default(),
             offset: 0,
         });
-        let sizes = |dims: &Strides| Dims::from_slice(&dims.iter().map(|&e| e as usize).collect::<Vec<_>>()).unwrap_or_default();
+        let sizes = |dims: &Strides| {
+            Dims::from_slice(&dims.iter().map(|&e| e as usize).collect::<Vec<_>>()).unwrap_or_default()
+        };
         let (mut outer, mut inner) = (sizes(&extents.outer), sizes(&extents.inner));
 
         let mut renumbered = vec![u32::MAX; self.values.len()];
@@ -608,7 +622,7 @@ impl Lowering<'_, '_> {
             };
             renumbered[i] = values.len() as u32;
             let level = level(&op, &values, reduces || self.loops.nested);
-            values.push(Value { op, dtype: raw.dtype, level, rounded: raw.rounded, node: raw.node });
+            values.push(Value { op, dtype: raw.dtype, level, node: raw.node });
         }
         let entries = &self.context.graph.entries;
         let mut outputs: Vec<Output> = outputs
@@ -620,7 +634,8 @@ impl Lowering<'_, '_> {
             .collect();
         merge_loops(&mut outer, &mut inner, &mut values, &mut outputs);
         let gemm = self.gemm.map(|node| self.product(node));
-        let repeated = self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
+        let repeated =
+            self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
         Kernel { outer, inner, values, outputs, gemm, nodes: self.nodes, repeated }
     }
 
@@ -686,7 +701,12 @@ impl Lowering<'_, '_> {
         let row_stride = a_over.remove(last);
         b_over.remove(last);
         debug_assert!(shared || rows == m);
-        let a = Operand { node: a_node, row_stride, col_stride: a_dims[a_dims.len() - 1], starts: starts(&extents, &a_over, a_offset) };
+        let a = Operand {
+            node: a_node,
+            row_stride,
+            col_stride: a_dims[a_dims.len() - 1],
+            starts: starts(&extents, &a_over, a_offset),
+        };
         let b = Operand {
             node: b_node,
             row_stride: b_dims[b_dims.len() - 2],

@@ -6,8 +6,8 @@ pub(crate) mod kernel;
 mod lower;
 mod plan;
 
-pub(crate) use explain::Report;
 pub(crate) use access::collapse;
-pub(crate) use kernel::{Gemm, Kernel, Operand, Output, Reach, Value, ValueOp};
+pub(crate) use explain::Report;
 pub(crate) use kernel::Level;
+pub(crate) use kernel::{Gemm, Kernel, Operand, Output, Reach, Value, ValueOp};
 pub(crate) use plan::{Options, Plan, Source, Step, op_weight, plan};

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::graph::{Op, Snapshot};
 use crate::ops::Elementwise;
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::collections::BinaryHeap;
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 /// What a plan depends on beside the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,8 @@ impl<'g> Planner<'g> {
         let mut offset = 0;
         for &input in &entry.inputs {
             self.build_target(&Target { node: input, into: node, strides, offset })?;
-            offset += self.graph.entries[input as usize].node.shape.dims()[axis as usize] as isize * strides[axis as usize];
+            offset +=
+                self.graph.entries[input as usize].node.shape.dims()[axis as usize] as isize * strides[axis as usize];
         }
         Ok(())
     }
@@ -175,14 +176,19 @@ impl<'g> Planner<'g> {
                         self.store_below(target.node)?;
                     }
                 }
-                Stop::Separate(n) if n != target.into => self.store(n, target.node, "the kernel would touch too many buffers"),
+                Stop::Separate(n) if n != target.into => {
+                    self.store(n, target.node, "the kernel would touch too many buffers")
+                }
                 Stop::Store(n, reason) if n != target.into => self.store(n, target.node, reason),
                 Stop::Separate(_) | Stop::Store(..) => self.store_below(target.node)?,
             }
             loops = Loops::over(&self.graph.entries[target.node as usize].node.shape);
         }
         let node = &self.graph.entries[target.node as usize].node;
-        Err(Error::internal("schedule::plan", format!("no kernel for {} {}, made at {}", node.op.name(), node.shape, node.site)))
+        Err(Error::internal(
+            "schedule::plan",
+            format!("no kernel for {} {}, made at {}", node.op.name(), node.shape, node.site),
+        ))
     }
 
     fn attempt(&self, target: &Target, loops: &Loops, separate: &FxHashSet<u32>) -> Result<Kernel, Stop> {
@@ -221,7 +227,10 @@ impl<'g> Planner<'g> {
             }
         }
         let op = &self.graph.entries[node as usize].node;
-        Err(Error::internal("schedule::plan", format!("{} {} does not fit a kernel, made at {}", op.op.name(), op.shape, op.site)))
+        Err(Error::internal(
+            "schedule::plan",
+            format!("{} {} does not fit a kernel, made at {}", op.op.name(), op.shape, op.site),
+        ))
     }
 
     /// Why a kernel that could be built should not be.
@@ -236,11 +245,14 @@ impl<'g> Planner<'g> {
         let mut outside: FxHashMap<u32, bool> = FxHashMap::default();
         for &node in kernel.nodes.iter().rev() {
             let used = self.consumers[node as usize].iter().any(|c| match kernel.nodes.binary_search(c) {
-                Ok(_) => matches!(self.graph.entries[*c as usize].node.op, Op::View(_)) && outside.get(c) == Some(&true),
+                Ok(_) => {
+                    matches!(self.graph.entries[*c as usize].node.op, Op::View(_)) && outside.get(c) == Some(&true)
+                }
                 Err(_) => *c != target.into,
             });
             outside.insert(node, used);
-            let transparent = matches!(self.graph.entries[node as usize].node.op, Op::View(_) | Op::Scalar(_) | Op::Iota);
+            let transparent =
+                matches!(self.graph.entries[node as usize].node.op, Op::View(_) | Op::Scalar(_) | Op::Iota);
             if transparent || outputs.contains(&node) {
                 continue;
             }
@@ -344,7 +356,8 @@ impl<'g> Planner<'g> {
         };
         let mut last_use: FxHashMap<u32, usize> = FxHashMap::default();
         for (k, kernel) in ordered.iter().enumerate() {
-            kernel.reads().into_iter().chain(kernel.outputs.iter().map(|o| o.node)).for_each(|node| drop(last_use.insert(node, k)));
+            last_use.extend(kernel.reads().into_iter().map(|node| (node, k)));
+            last_use.extend(kernel.outputs.iter().map(|o| (o.node, k)));
         }
         let leaves_stay = ordered.iter().any(Kernel::can_fault);
         let mut memory = Memory::default();
@@ -421,12 +434,7 @@ impl Memory {
 }
 
 /// A dying buffer that an output may be written over: a map that reads it exactly where it writes.
-fn donor(
-    kernel: &Kernel,
-    output: &super::Output,
-    graph: &Snapshot,
-    may_take: &dyn Fn(u32) -> bool,
-) -> Option<u32> {
+fn donor(kernel: &Kernel, output: &super::Output, graph: &Snapshot, may_take: &dyn Fn(u32) -> bool) -> Option<u32> {
     use super::ValueOp;
     if kernel.gemm.is_some() || kernel.has_reduce() || !kernel.outer.is_empty() {
         return None;

@@ -60,7 +60,7 @@ impl Tensor {
         let dims = self.norm_dims("layer_norm", weight)?;
         let wide = self.widened()?;
         let centred = (&wide - &wide.wide_mean(&dims, true)?)?;
-        let scale = (self.variance("layer_norm", &dims, true, 0)? + eps)?.rsqrt()?;
+        let scale = (centred.sqr()?.wide_mean(&dims, true)? + eps)?.rsqrt()?;
         let scaled = ((centred * scale)? * weight.widened()?)?;
         let Some(bias) = bias else { return scaled.to_dtype(self.dtype()) };
         self.same_dtype("layer_norm", bias)?;
@@ -93,7 +93,12 @@ impl Tensor {
                 let dims: Vec<usize> = (lead..self.rank()).collect();
                 Ok(Dims::from_slice(&dims).unwrap_or_default())
             }
-            _ => Err(Error::shapes(op, self.shape(), weight.shape(), "the weight must have the shape of the last dimensions")),
+            _ => Err(Error::shapes(
+                op,
+                self.shape(),
+                weight.shape(),
+                "the weight must have the shape of the last dimensions",
+            )),
         }
     }
 

@@ -77,8 +77,14 @@ impl Tensor {
         device: &crate::device::Device,
     ) -> Result<Tensor> {
         let value = fit(value, op, dtype)?;
-        let node =
-            Node::pending(Op::Scalar(value), Default::default(), Shape::scalar(), dtype, device.clone(), Location::caller());
+        let node = Node::pending(
+            Op::Scalar(value),
+            Default::default(),
+            Shape::scalar(),
+            dtype,
+            device.clone(),
+            Location::caller(),
+        );
         Ok(Tensor(Arc::new(node)))
     }
 }

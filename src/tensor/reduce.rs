@@ -161,7 +161,13 @@ impl Tensor {
 
     /// Variance in the compute dtype.
     #[track_caller]
-    pub(super) fn variance(&self, op: &'static str, dims: &Dims<usize>, keep: bool, correction: usize) -> Result<Tensor> {
+    pub(super) fn variance(
+        &self,
+        op: &'static str,
+        dims: &Dims<usize>,
+        keep: bool,
+        correction: usize,
+    ) -> Result<Tensor> {
         self.needs_float(op)?;
         let wide = self.widened()?;
         let distance = (&wide - &wide.wide_mean(dims, true)?)?;

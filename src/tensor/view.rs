@@ -190,7 +190,11 @@ impl Tensor {
         let mut sorted = order.clone();
         sorted.sort_unstable();
         if !sorted.iter().copied().eq(0..self.rank()) {
-            return Err(Error::shape("permute", self.shape(), format!("order {order:?} must name every dimension once")));
+            return Err(Error::shape(
+                "permute",
+                self.shape(),
+                format!("order {order:?} must name every dimension once"),
+            ));
         }
         let mut layout = self.layout();
         let sizes: Vec<usize> = order.iter().map(|&d| self.dims()[d]).collect();
@@ -242,7 +246,12 @@ impl Tensor {
         let rank = self.rank() as isize;
         let at = if dim < 0 { dim + rank + 1 } else { dim };
         if !(0..=rank).contains(&at) {
-            return Err(Error::DimOutOfRange { op: "unsqueeze", dim, rank: self.rank(), shape: Box::new(*self.shape()) });
+            return Err(Error::DimOutOfRange {
+                op: "unsqueeze",
+                dim,
+                rank: self.rank(),
+                shape: Box::new(*self.shape()),
+            });
         }
         let mut sizes = self.dims().to_vec();
         sizes.insert(at as usize, 1);

@@ -270,7 +270,13 @@ impl<'p> Launch<'p> {
                         for &f in &phase.folds {
                             let at = (f as usize * segments + segment) * stride * 8;
                             // SAFETY: 16 bytes of this fold and segment alone, within `partial`.
-                            unsafe { std::ptr::copy_nonoverlapping(worker.base().add(self.program.folds[f as usize].segment), partials.0.add(at), 16) };
+                            unsafe {
+                                std::ptr::copy_nonoverlapping(
+                                    worker.base().add(self.program.folds[f as usize].segment),
+                                    partials.0.add(at),
+                                    16,
+                                )
+                            };
                         }
                     });
                 });
@@ -413,7 +419,15 @@ impl<'p> Launch<'p> {
                 }
                 Step::Load { value, slot } => {
                     let slot = &self.program.slots[slot as usize];
-                    walk::load(tiles[value as usize], self.memory(slot, scope), slot.dtype, slot.convert, &slot.walk, scope.start, scope.n);
+                    walk::load(
+                        tiles[value as usize],
+                        self.memory(slot, scope),
+                        slot.dtype,
+                        slot.convert,
+                        &slot.walk,
+                        scope.start,
+                        scope.n,
+                    );
                 }
                 Step::Point { value, slot } => {
                     let slot = &self.program.slots[slot as usize];
@@ -437,9 +451,15 @@ impl<'p> Launch<'p> {
                             self.report(Fault { index, limit, node });
                         }
                     }
-                    std::ptr::copy_nonoverlapping(tiles[source as usize], tiles[value as usize], scope.n * class.size());
+                    std::ptr::copy_nonoverlapping(
+                        tiles[source as usize],
+                        tiles[value as usize],
+                        scope.n * class.size(),
+                    );
                 }
-                Step::Param { value, param, class } => write_param(tiles[value as usize], self.params[param as usize], class),
+                Step::Param { value, param, class } => {
+                    write_param(tiles[value as usize], self.params[param as usize], class)
+                }
                 Step::Random { value, f, index, param } => {
                     let key = self.integers[param as usize..].as_ptr().cast::<u8>();
                     f(tiles[value as usize], [tiles[index as usize], key, key.add(8)], scope.n);
@@ -448,7 +468,15 @@ impl<'p> Launch<'p> {
                 Step::Fold { fold } => self.fold(&self.program.folds[fold as usize], worker, scope),
                 Step::Store { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
-                    walk::store(self.memory(slot, scope), tiles[value as usize], slot.dtype, slot.convert, &slot.walk, scope.start, scope.n);
+                    walk::store(
+                        self.memory(slot, scope),
+                        tiles[value as usize],
+                        slot.dtype,
+                        slot.convert,
+                        &slot.walk,
+                        scope.start,
+                        scope.n,
+                    );
                 }
                 Step::Note { value, finish } => {
                     let size = self.program.finishes[finish as usize].class.size();

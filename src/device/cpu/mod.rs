@@ -83,7 +83,8 @@ fn missing(isa: Isa) -> Vec<String> {
         if isa < Isa::Avx2 {
             missing.push("AVX2: vector loops run on 128-bit SSE2 (the processor lacks it, or TL_ISA lowers it)".into());
         } else if isa < Isa::Avx512 {
-            missing.push("AVX-512: vector loops run on 256-bit AVX2 (the processor lacks it, or TL_ISA lowers it)".into());
+            missing
+                .push("AVX-512: vector loops run on 256-bit AVX2 (the processor lacks it, or TL_ISA lowers it)".into());
         }
         if !isa.has_bf16_dot() {
             missing.push("AVX512-BF16: bf16 products run at the speed of f32".into());

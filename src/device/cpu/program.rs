@@ -260,7 +260,8 @@ impl<'k> Compiler<'k> {
         let mut compiled = Vec::new();
         for p in 0..phases {
             let mut phase = Phase { row: self.row_steps(p, &outputs, &finishes)?, ..Phase::default() };
-            phase.folds = (0..folds.len() as u32).filter(|&f| self.phase[folds[f as usize].source as usize] == p).collect();
+            phase.folds =
+                (0..folds.len() as u32).filter(|&f| self.phase[folds[f as usize].source as usize] == p).collect();
             let bytes = self.element_steps(p, &outputs, in_place, &mut phase, fixed_bytes)?;
             arena = arena.max(bytes);
             compiled.push(phase);
@@ -451,7 +452,10 @@ impl<'k> Compiler<'k> {
 
     fn target(&self, output: &Output) -> Target {
         let convert = tile::store(self.isa, output.dtype);
-        Target { slot: self.slot(Some(output.node), output.dtype, &output.reach, convert), level: output_level(self.kernel, output) }
+        Target {
+            slot: self.slot(Some(output.node), output.dtype, &output.reach, convert),
+            level: output_level(self.kernel, output),
+        }
     }
 
     fn folds(&mut self) -> Vec<Fold> {
@@ -506,16 +510,21 @@ impl<'k> Compiler<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let f = tile::elementwise(self.isa, op, on).ok_or_else(|| {
-                    Error::internal("cpu::program", format!("{} has no loop for {on}", op.name()))
-                })?;
+                let f = tile::elementwise(self.isa, op, on)
+                    .ok_or_else(|| Error::internal("cpu::program", format!("{} has no loop for {on}", op.name())))?;
                 call(f, &operands[..op.arity()])
             }
-            ValueOp::Cast { value: from } => tile::cast(self.isa, dtype_of(from), value.dtype).and_then(|f| call(f, &[from])),
-            ValueOp::Round { value: from } => call(tile::round(self.isa, value.dtype), &[from]),
-            ValueOp::Bound { value: from, limit } => {
-                Some(Step::Bound { value: v, source: self.is(from), class: class(value.dtype), limit, node: value.node })
+            ValueOp::Cast { value: from } => {
+                tile::cast(self.isa, dtype_of(from), value.dtype).and_then(|f| call(f, &[from]))
             }
+            ValueOp::Round { value: from } => call(tile::round(self.isa, value.dtype), &[from]),
+            ValueOp::Bound { value: from, limit } => Some(Step::Bound {
+                value: v,
+                source: self.is(from),
+                class: class(value.dtype),
+                limit,
+                node: value.node,
+            }),
             ValueOp::Gather { .. } => Some(Step::Gather { value: v, gather: self.gather_of[v as usize].unwrap_or(0) }),
             ValueOp::Reduce { .. } | ValueOp::Finish { .. } | ValueOp::Accumulator => None,
         })
@@ -585,14 +594,23 @@ impl<'k> Compiler<'k> {
     }
 
     /// Steps over the elements of phase `p`, and the arena bytes they need.
-    fn element_steps(&self, p: usize, outputs: &[Target], in_place: &[u32], phase: &mut Phase, from: usize) -> Result<usize> {
+    fn element_steps(
+        &self,
+        p: usize,
+        outputs: &[Target],
+        in_place: &[u32],
+        phase: &mut Phase,
+        from: usize,
+    ) -> Result<usize> {
         let here: Vec<u32> = (0..self.kernel.values.len() as u32).filter(|&v| self.needed[p][v as usize]).collect();
         let stores: Vec<(usize, u32)> = self
             .kernel
             .outputs
             .iter()
             .enumerate()
-            .filter(|&(o, output)| outputs[o].level == Level::Element && self.phase[self.is(output.value) as usize] == p)
+            .filter(|&(o, output)| {
+                outputs[o].level == Level::Element && self.phase[self.is(output.value) as usize] == p
+            })
             .map(|(o, output)| (o, self.is(output.value)))
             .collect();
         let mut last_use = vec![0usize; self.kernel.values.len()];
@@ -657,7 +675,14 @@ impl<'k> Compiler<'k> {
     }
 
     /// The output whose memory can serve as the value's tile.
-    fn aims(&self, v: u32, stores: &[(usize, u32)], outputs: &[Target], in_place: &[u32], step: Option<&Step>) -> Option<u32> {
+    fn aims(
+        &self,
+        v: u32,
+        stores: &[(usize, u32)],
+        outputs: &[Target],
+        in_place: &[u32],
+        step: Option<&Step>,
+    ) -> Option<u32> {
         let computed = matches!(step, Some(Step::Call { .. } | Step::Random { .. } | Step::Index { .. }));
         let fits = |o: usize| {
             let slot = &outputs[o].slot;

@@ -489,10 +489,19 @@ macro_rules! on {
     ($isa:expr, $S:ident => $e:expr) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => { type $S = Avx512; $e }
+            Isa::Avx512 => {
+                type $S = Avx512;
+                $e
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => { type $S = Avx2; $e }
-            _ => { type $S = Plain; $e }
+            Isa::Avx2 => {
+                type $S = Avx2;
+                $e
+            }
+            _ => {
+                type $S = Plain;
+                $e
+            }
         }
     };
 }
@@ -546,7 +555,9 @@ macro_rules! arm {
             _ => None,
         }
     };
-    (Logic $V:ident $S:ident $dtype:ident) => { Some($S::logic::<functor::$V> as TileFn) };
+    (Logic $V:ident $S:ident $dtype:ident) => {
+        Some($S::logic::<functor::$V> as TileFn)
+    };
     (Select $V:ident $S:ident $dtype:ident) => {
         match class($dtype).size() {
             8 => Some($S::select::<u64> as TileFn),
@@ -727,7 +738,9 @@ mod tests {
         for bits in 0..=u16::MAX {
             let exact = f16::from_bits(bits).to_f32();
             assert!(f32_of_f16(bits).to_bits() == exact.to_bits() || exact.is_nan(), "{bits:#x}");
-            for x in [exact, f32::from_bits(exact.to_bits() + 0x1000), f32::from_bits(exact.to_bits().wrapping_add(0xfff))] {
+            for x in
+                [exact, f32::from_bits(exact.to_bits() + 0x1000), f32::from_bits(exact.to_bits().wrapping_add(0xfff))]
+            {
                 let want = f16::from_f32(x);
                 assert!(f16_of_f32(x) == want.to_bits() || want.is_nan(), "{x:e}");
                 assert_eq!(f16::from_bits(f16_of_f32(x)).is_nan(), x.is_nan());

@@ -69,7 +69,15 @@ impl Walk {
 /// # Safety
 /// Every position that the walk visits lies in initialised memory at `memory`; `tile` has room for
 /// `n` elements of the dtype's tile class and overlaps none of it.
-pub unsafe fn load(tile: *mut u8, memory: *const u8, dtype: DType, convert: Option<TileFn>, walk: &Walk, start: usize, n: usize) {
+pub unsafe fn load(
+    tile: *mut u8,
+    memory: *const u8,
+    dtype: DType,
+    convert: Option<TileFn>,
+    walk: &Walk,
+    start: usize,
+    n: usize,
+) {
     let (from, to) = (dtype.size(), super::tile::class(dtype).size());
     walk.runs(start, n, |run| {
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.
@@ -120,7 +128,15 @@ unsafe fn load_strided(out: *mut u8, source: *const u8, dtype: DType, stride: is
 /// # Safety
 /// Every position that the walk visits can be written, by this thread alone; `tile` holds `n`
 /// initialised elements of the dtype's tile class and overlaps none of it.
-pub unsafe fn store(memory: *mut u8, tile: *const u8, dtype: DType, convert: Option<TileFn>, walk: &Walk, start: usize, n: usize) {
+pub unsafe fn store(
+    memory: *mut u8,
+    tile: *const u8,
+    dtype: DType,
+    convert: Option<TileFn>,
+    walk: &Walk,
+    start: usize,
+    n: usize,
+) {
     let (to, from) = (dtype.size(), super::tile::class(dtype).size());
     walk.runs(start, n, |run| {
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.

@@ -4,12 +4,13 @@
 //! folds are combined follow from the kernel alone; threads only decide who computes which.
 
 use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm};
-use super::program::{Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
+use super::program::{BLOCK_LANES, Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
 use super::tile::{TileFn, best_layout};
 use super::{threads, walk};
 use crate::dtype::DType;
 use crate::graph::Scalar;
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -18,6 +19,9 @@ use std::sync::{Mutex, PoisonError};
 const PARALLEL_WORK: usize = 1 << 16;
 /// Rough instructions that make a job of their own.
 const JOB_WORK: usize = 1 << 15;
+
+/// Rows of a block when memory is read across them: one for each f16 of a cache line, twice.
+const BLOCK_ROWS: usize = 64;
 
 /// An index that was out of range.
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +143,9 @@ impl<'p> Launch<'p> {
     }
 
     fn map(&self) {
+        if let Some(row) = self.program.block {
+            return self.map_blocks(row);
+        }
         let n = self.program.row_len;
         let tiles = n.div_ceil(TILE);
         let each = self.pieces_a_job(tiles, TILE);
@@ -149,6 +156,23 @@ impl<'p> Launch<'p> {
                 for start in (job * each * TILE..end).step_by(TILE) {
                     let scope = Scope { other: 0, start, n: TILE.min(end - start) };
                     self.steps(&self.program.phases[0].element, worker, scope);
+                }
+            });
+        });
+    }
+
+    /// A map over rows of `row` elements that reads across them: blocks of rows, a stretch at a time.
+    fn map_blocks(&self, row: usize) {
+        let rows = self.program.row_len / row;
+        let blocks = rows.div_ceil(BLOCK_ROWS);
+        threads::for_each(blocks, self.parallel(self.program.row_len), &|block| {
+            self.with_worker(|worker| {
+                worker.enter(&self.program.phases[0]);
+                for first in (0..row).step_by(BLOCK_LANES) {
+                    for r in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(rows) {
+                        let scope = Scope { other: 0, start: r * row + first, n: BLOCK_LANES.min(row - first) };
+                        self.steps(&self.program.phases[0].element, worker, scope);
+                    }
                 }
             });
         });
@@ -184,9 +208,8 @@ impl<'p> Launch<'p> {
                 self.segment(phase, worker, row, segment);
                 for &f in &phase.folds {
                     let fold = &self.program.folds[f as usize];
-                    // SAFETY: both places are within the worker's arena, by the program's layout.
-                    let segment_at = unsafe { worker.base().add(fold.segment) };
-                    self.take_segment(fold, worker, segment_at, segment == 0);
+                    let from = worker.base().wrapping_add(fold.segment);
+                    self.take_segment(fold, worker, from, segment == 0, 1);
                 }
             }
             self.end_folds(phase, worker, 1);
@@ -205,16 +228,17 @@ impl<'p> Launch<'p> {
         }
     }
 
-    /// Adds a segment's fold to the row's.
-    fn take_segment(&self, fold: &Fold, worker: &Worker, segment: *const u8, first: bool) {
-        // SAFETY: the places hold initialised values of the fold's type, by the program's layout.
+    /// Adds a segment's folds to the rows' totals, in `lanes` lanes.
+    fn take_segment(&self, fold: &Fold, worker: &Worker, segment: *const u8, first: bool, lanes: usize) {
+        let best = best_layout(fold.class).0;
+        let size = if fold.arg.is_some() { best } else { fold.class.size() };
+        // SAFETY: the places hold as many initialised values of the fold's type, by the program's layout.
         unsafe {
             let total = worker.base().add(fold.total);
             match fold.arg {
-                Some(_) if first => std::ptr::copy_nonoverlapping(segment, total, best_layout(fold.class).0),
-                Some((_, merge)) => merge(total, segment),
-                None if first => std::ptr::copy_nonoverlapping(segment, total, fold.class.size()),
-                None => (fold.accumulate)(total, [segment; 3], 1),
+                _ if first => std::ptr::copy_nonoverlapping(segment, total, lanes * size),
+                Some((_, merge)) => (0..lanes).for_each(|i| merge(total.add(i * best), segment.add(i * best))),
+                None => (fold.accumulate)(total, [segment; 3], lanes),
             }
         }
     }
@@ -244,65 +268,71 @@ impl<'p> Launch<'p> {
     }
 
     fn wide(&self) {
+        let segments = self.program.row_len.div_ceil(SEGMENT);
+        for row in 0..self.program.rows {
+            self.wide_phases(Scope { other: row, start: 0, n: 1 }, segments, 1, |phase, worker, segment| {
+                self.segment(phase, worker, row, segment);
+            });
+        }
+    }
+
+    /// Runs all phases over the rows of `scope`, the segments of each phase on all threads, `each` a
+    /// job. Folds are combined in the order of the segments, as one thread would.
+    fn wide_phases(&self, scope: Scope, segments: usize, each: usize, run: impl Fn(&Phase, &mut Worker, usize) + Sync) {
         let mut kept = self.kept_memory();
         let kept = Memory(kept.as_mut_ptr().cast());
-        let segments = self.program.row_len.div_ceil(SEGMENT);
-        let stride = 2; // u64 a fold and segment: room for a `Best`
-        let mut partial: Vec<u64> = vec![0; self.program.folds.len() * segments * stride];
-        let partials = Memory(partial.as_mut_ptr().cast());
+        let stride = scope.n * 16; // bytes a fold and segment: room for a `Best` a lane
+        let mut partials: Vec<u64> = Vec::with_capacity(self.program.folds.len() * segments * stride / 8);
+        let partials = Memory(partials.as_mut_ptr().cast());
         let mut main = self.with_worker(|worker| std::mem::replace(worker, Worker::new()));
         main.kept = kept.0;
-        for row in 0..self.program.rows {
-            for phase in &self.program.phases {
-                main.enter(phase);
-                self.steps(&phase.row, &mut main, Scope { other: row, start: 0, n: 1 });
-                if phase.element.is_empty() {
-                    continue;
-                }
-                let shared = (Memory(main.base()), kept, partials);
-                threads::for_each(segments, true, &|segment| {
-                    let (fixed, kept, partials) = shared;
-                    self.with_worker(|worker| {
-                        worker.kept = kept.0;
-                        worker.adopt(self.program, fixed.0);
-                        worker.enter(phase);
-                        self.segment(phase, worker, row, segment);
-                        for &f in &phase.folds {
-                            let at = (f as usize * segments + segment) * stride * 8;
-                            // SAFETY: 16 bytes of this fold and segment alone, within `partial`.
-                            unsafe {
-                                std::ptr::copy_nonoverlapping(
-                                    worker.base().add(self.program.folds[f as usize].segment),
-                                    partials.0.add(at),
-                                    16,
-                                )
-                            };
-                        }
-                    });
-                });
-                for &f in &phase.folds {
-                    for segment in 0..segments {
-                        let at = (f as usize * segments + segment) * stride * 8;
-                        // SAFETY: within `partial`, written by that segment's job.
-                        let from = unsafe { partials.0.add(at) };
-                        self.take_segment(&self.program.folds[f as usize], &main, from, segment == 0);
-                    }
-                }
-                self.end_folds(phase, &main, 1);
+        let place = |fold: u32, segment: usize| (fold as usize * segments + segment) * stride;
+        for phase in &self.program.phases {
+            main.enter(phase);
+            self.steps(&phase.row, &mut main, scope);
+            if phase.element.is_empty() {
+                continue;
             }
+            let shared = (Memory(main.base()), kept, partials);
+            threads::for_each(segments.div_ceil(each), true, &|job| {
+                let (fixed, kept, partials) = shared;
+                self.with_worker(|worker| {
+                    worker.kept = kept.0;
+                    worker.adopt(self.program, fixed.0);
+                    worker.enter(phase);
+                    for segment in job * each..((job + 1) * each).min(segments) {
+                        run(phase, worker, segment);
+                        for &f in &phase.folds {
+                            let from = worker.base().wrapping_add(self.program.folds[f as usize].segment);
+                            // SAFETY: room for `n` states in both; this segment's part is this job's.
+                            unsafe { std::ptr::copy_nonoverlapping(from, partials.0.add(place(f, segment)), stride) };
+                        }
+                    }
+                });
+            });
+            for &f in &phase.folds {
+                for segment in 0..segments {
+                    let from = partials.0.wrapping_add(place(f, segment));
+                    self.take_segment(&self.program.folds[f as usize], &main, from, segment == 0, scope.n);
+                }
+            }
+            self.end_folds(phase, &main, scope.n);
         }
-        drop(partial);
     }
 
     fn columns(&self) {
         let (rows, lanes) = (self.program.rows, self.program.lanes);
-        let jobs = rows.div_ceil(lanes);
-        threads::for_each(jobs, self.parallel(rows * self.program.row_len), &|job| {
+        let tiles = rows.div_ceil(lanes);
+        let parallel = self.parallel(rows * self.program.row_len);
+        let split = parallel && tiles < 4 * threads::count() && self.program.row_len >= 2 * LANE_SEGMENT;
+        if split {
+            return (0..tiles).for_each(|tile| self.wide_column_tile(tile * lanes, lanes.min(rows - tile * lanes)));
+        }
+        threads::for_each(tiles, parallel, &|tile| {
             self.with_worker(|worker| {
                 let mut kept = self.kept_memory();
                 worker.kept = kept.as_mut_ptr().cast();
-                let start = job * lanes;
-                self.column_tile(worker, start, lanes.min(rows - start));
+                self.column_tile(worker, tile * lanes, lanes.min(rows - tile * lanes));
             });
         });
     }
@@ -314,23 +344,37 @@ impl<'p> Launch<'p> {
             if phase.element.is_empty() {
                 continue;
             }
-            let folds = || phase.folds.iter().map(|&f| &self.program.folds[f as usize]);
-            folds().for_each(|fold| worker.clear(fold, fold.total, n));
-            for from in (0..self.program.row_len).step_by(LANE_SEGMENT) {
-                folds().for_each(|fold| worker.clear(fold, fold.segment, n));
-                for j in from..(from + LANE_SEGMENT).min(self.program.row_len) {
-                    self.steps(&phase.element, worker, Scope { other: j, start, n });
-                }
-                for fold in folds().filter(|fold| fold.arg.is_none()) {
-                    // SAFETY: `n` initialised values at both places, which do not overlap.
-                    unsafe {
-                        let (total, segment) = (worker.base().add(fold.total), worker.base().add(fold.segment));
-                        (fold.accumulate)(total, [segment; 3], n);
-                    }
+            for segment in 0..self.program.row_len.div_ceil(LANE_SEGMENT) {
+                self.lane_segment(phase, worker, segment, start, n);
+                for &f in &phase.folds {
+                    let fold = &self.program.folds[f as usize];
+                    let from = worker.base().wrapping_add(fold.segment);
+                    self.take_segment(fold, worker, from, segment == 0, n);
                 }
             }
             self.end_folds(phase, worker, n);
         }
+    }
+
+    /// Runs a phase over one segment of the inner steps, in `n` lanes from row `start` on.
+    fn lane_segment(&self, phase: &Phase, worker: &mut Worker, segment: usize, start: usize, n: usize) {
+        for &f in &phase.folds {
+            let fold = &self.program.folds[f as usize];
+            worker.clear(fold, fold.segment, n);
+        }
+        let end = ((segment + 1) * LANE_SEGMENT).min(self.program.row_len);
+        for other in segment * LANE_SEGMENT..end {
+            self.steps(&phase.element, worker, Scope { other, start, n });
+        }
+    }
+
+    /// One tile of lanes, its inner steps shared among the threads.
+    fn wide_column_tile(&self, start: usize, n: usize) {
+        let segments = self.program.row_len.div_ceil(LANE_SEGMENT);
+        let each = segments.div_ceil(8 * threads::count());
+        self.wide_phases(Scope { other: 0, start, n }, segments, each, |phase, worker, segment| {
+            self.lane_segment(phase, worker, segment, start, n);
+        });
     }
 
     /// Folds over all rows, and what follows from them.
@@ -464,7 +508,7 @@ impl<'p> Launch<'p> {
                     let key = self.integers[param as usize..].as_ptr().cast::<u8>();
                     f(tiles[value as usize], [tiles[index as usize], key, key.add(8)], scope.n);
                 }
-                Step::Spread { value, size } => spread(tiles[value as usize], size as usize, self.program.lanes),
+                Step::Spread { value, size } => spread(tiles[value as usize], size as usize, self.program.spread),
                 Step::Fold { fold } => self.fold(&self.program.folds[fold as usize], worker, scope),
                 Step::Store { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
@@ -520,7 +564,7 @@ impl<'p> Launch<'p> {
             let segment = worker.base().add(fold.segment);
             match fold.arg {
                 Some((arg, _)) if columns => {
-                    arg(worker.base().add(fold.total), source, scope.n, scope.other as i64, 0, scope.other == 0);
+                    arg(segment, source, scope.n, scope.other as i64, 0, scope.other % LANE_SEGMENT == 0);
                 }
                 Some((arg, _)) => arg(segment, source, scope.n, scope.start as i64, 1, scope.start % SEGMENT == 0),
                 None if columns => (fold.accumulate)(segment, [source; 3], scope.n),
@@ -610,7 +654,7 @@ impl Worker {
         if fold.arg.is_some() {
             return;
         }
-        // SAFETY: the place has room for the lanes; folding nothing reads nothing.
+        // SAFETY: the place has room for the lanes, at least one; folding nothing reads nothing.
         unsafe {
             let place = self.base().add(at);
             (fold.fold)(place, [place.cast_const(); 3], 0);
@@ -627,11 +671,11 @@ unsafe fn spread(tile: *mut u8, size: usize, lanes: usize) {
     /// # Safety
     /// As above, for elements of T.
     unsafe fn of<T: Copy>(tile: *mut u8, lanes: usize) {
-        let tile = tile.cast::<T>();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise: the first element is there, the others are only written.
         unsafe {
-            let first = *tile;
-            (1..lanes).for_each(|i| *tile.add(i) = first);
+            let first = *tile.cast::<T>();
+            let rest = tile.cast::<MaybeUninit<T>>().add(1);
+            std::slice::from_raw_parts_mut(rest, lanes - 1).fill(MaybeUninit::new(first));
         }
     }
     // SAFETY: the caller's promise.

@@ -25,9 +25,12 @@ pub const TILE: usize = 1024;
 /// Elements whose fold is one partial result, whatever the number of threads.
 pub const SEGMENT: usize = 16 * TILE;
 /// Steps whose fold in a lane is one partial result.
-pub const LANE_SEGMENT: usize = 64;
-/// Bytes that the kept values of a column tile may take: half a second-level cache.
-const KEPT_BYTES: usize = 256 << 10;
+pub const LANE_SEGMENT: usize = 256;
+/// Bytes that the kept values of a column tile may take: a share of a third-level cache.
+const KEPT_BYTES: usize = 2 << 20;
+/// Lanes of a tile when memory is read across rows, so that the lines of a block of rows stay in the
+/// first-level cache.
+pub const BLOCK_LANES: usize = 256;
 /// Rows shorter than this run as columns, if there are enough of them.
 const SHORT_ROW: usize = 64;
 /// Rows that make columns worth while.
@@ -46,6 +49,10 @@ pub(crate) struct Program {
     pub rows: usize,
     pub row_len: usize,
     pub lanes: usize,
+    /// Lanes that a value repeated over a tile fills.
+    pub spread: usize,
+    /// For a map that reads or writes across rows: how long these are.
+    pub block: Option<usize>,
     pub values: usize,
     /// Nodes whose buffers it binds, in binding order.
     pub buffers: Vec<u32>,
@@ -284,6 +291,8 @@ impl<'k> Compiler<'k> {
             rows: kernel.rows(),
             row_len: kernel.row_len(),
             lanes: self.lanes,
+            spread: self.lanes.min(if self.mode == Mode::Columns { kernel.rows() } else { kernel.row_len() }).max(1),
+            block: (self.mode == Mode::Map).then(|| across_rows(kernel)).flatten(),
             values: kernel.values.len(),
             buffers: self.buffers,
             slots: self.slots,
@@ -390,10 +399,10 @@ impl<'k> Compiler<'k> {
 
     fn choose_lanes(&mut self) {
         if self.mode == Mode::Columns {
-            let kept = self.kept.iter().flatten().count();
-            let fit = KEPT_BYTES / (8 * kept * self.kernel.row_len()).max(1);
-            let spread = (self.kernel.rows() / 16).next_multiple_of(16);
-            self.lanes = if kept == 0 { TILE } else { fit.next_multiple_of(16) }.min(spread).clamp(16, TILE);
+            let kept: usize = self.kept_sizes().iter().sum();
+            let fit = KEPT_BYTES / (kept * self.kernel.row_len()).max(1);
+            let rows = self.kernel.rows().next_multiple_of(16);
+            self.lanes = fit.next_multiple_of(16).min(rows).clamp(16, TILE);
         }
     }
 
@@ -749,6 +758,15 @@ fn mode(kernel: &Kernel) -> Mode {
         _ => false,
     });
     if across || row_len < SHORT_ROW { Mode::Columns } else { Mode::Rows }
+}
+
+/// The innermost extent of a map, if some memory is walked in larger steps along it than along the
+/// loops around: then lines are read again for each of many rows.
+fn across_rows(kernel: &Kernel) -> Option<usize> {
+    let row = *kernel.inner.last().filter(|&&row| row >= 2 * BLOCK_LANES && kernel.inner.len() > 1)?;
+    let across = |reach: &Reach| reach.inner.last().is_some_and(|s| s.abs() > 1);
+    let loads = kernel.values.iter().any(|v| matches!(&v.op, ValueOp::Load { reach, .. } if across(reach)));
+    (loads || kernel.outputs.iter().any(|o| across(&o.reach))).then_some(row)
 }
 
 fn weight(kernel: &Kernel) -> usize {

@@ -86,7 +86,7 @@ pub unsafe fn load(
             match (run.stride, convert) {
                 (1, Some(convert)) => convert(out, [source; 3], run.len),
                 (1, None) => std::ptr::copy_nonoverlapping(source, out, run.len * from),
-                _ => load_strided(out, source, dtype, run.stride, run.len),
+                _ => load_strided(out, source, dtype, convert, run.stride, run.len),
             }
         }
     });
@@ -94,31 +94,48 @@ pub unsafe fn load(
 
 /// # Safety
 /// As for [`load`], for one run.
-unsafe fn load_strided(out: *mut u8, source: *const u8, dtype: DType, stride: isize, n: usize) {
-    /// # Safety
-    /// `source` can be read at every step, `out` written `n` times.
-    unsafe fn gather<A: Copy, B: Copy>(out: *mut u8, source: *const u8, stride: isize, n: usize, f: impl Fn(A) -> B) {
-        let (out, source) = (out.cast::<B>(), source.cast::<A>());
-        // SAFETY: the caller's promise.
-        unsafe {
-            if stride == 0 {
-                let value = f(*source);
-                (0..n).for_each(|i| *out.add(i) = value);
-            } else {
-                (0..n).for_each(|i| *out.add(i) = f(*source.offset(i as isize * stride)));
-            }
-        }
-    }
+unsafe fn load_strided(
+    out: *mut u8,
+    source: *const u8,
+    dtype: DType,
+    convert: Option<TileFn>,
+    stride: isize,
+    n: usize,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        match dtype {
-            DType::F16 => gather(out, source, stride, n, |h: half::f16| h.to_f32()),
-            DType::BF16 => gather(out, source, stride, n, |h: half::bf16| h.to_f32()),
-            _ => match dtype.size() {
-                8 => gather(out, source, stride, n, |v: u64| v),
-                4 => gather(out, source, stride, n, |v: u32| v),
-                _ => gather(out, source, stride, n, |v: u8| v),
-            },
+        match (convert, dtype.size()) {
+            (Some(convert), _) => {
+                // Narrow values are gathered as they are, then converted together.
+                let mut gathered = [0u16; STRETCH];
+                for first in (0..n).step_by(STRETCH) {
+                    let len = STRETCH.min(n - first);
+                    let from = source.offset(first as isize * stride * 2);
+                    gather::<u16>(gathered.as_mut_ptr().cast(), from, stride, len);
+                    convert(out.add(first * 4), [gathered.as_ptr().cast(); 3], len);
+                }
+            }
+            (None, 8) => gather::<u64>(out, source, stride, n),
+            (None, 4) => gather::<u32>(out, source, stride, n),
+            (None, _) => gather::<u8>(out, source, stride, n),
+        }
+    }
+}
+
+/// Narrow values that are gathered before they are converted.
+const STRETCH: usize = 256;
+
+/// # Safety
+/// `source` can be read at every step, `out` written `n` times.
+unsafe fn gather<T: Copy>(out: *mut u8, source: *const u8, stride: isize, n: usize) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    // SAFETY: the caller's promise.
+    unsafe {
+        if stride == 0 {
+            let value = *source;
+            (0..n).for_each(|i| *out.add(i) = value);
+        } else {
+            (0..n).for_each(|i| *out.add(i) = *source.offset(i as isize * stride));
         }
     }
 }

@@ -1,0 +1,141 @@
+//! Random programs, fused and unfused, against an interpreter in f64 that knows how far off one may be.
+//!
+//! `TL_FUZZ_SEEDS=from..to` chooses the programs; a failure is reduced and printed as program text.
+
+mod generate;
+mod oracle;
+mod program;
+mod rng;
+
+use generate::generate;
+use oracle::{Val, interpret};
+use program::{Program, Step, Values};
+use std::fmt::Write;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tensorlogic::DType;
+use tensorlogic::testing::no_fusion;
+
+/// What the norms add to the mean square.
+const EPS: f64 = 1e-3;
+
+/// The elements that a check has compared, and those of them that the oracle was sure of.
+#[derive(Default)]
+struct Tally {
+    compared: usize,
+    exact: usize,
+}
+
+#[test]
+fn random_programs_agree_with_the_oracle() {
+    let mut tally = Tally::default();
+    for seed in seeds() {
+        let (program, vals) = generate(seed);
+        if let Err(why) = check(&program, &vals, &mut tally) {
+            let (program, vals) = shrink(program, vals);
+            let why = check(&program, &vals, &mut tally).err().unwrap_or(why);
+            panic!("seed {seed}: {why}\n{}", text(&program, &vals));
+        }
+    }
+    assert!(4 * tally.exact > tally.compared, "{} of {} elements are exact", tally.exact, tally.compared);
+}
+
+fn seeds() -> Range<u64> {
+    let Ok(text) = std::env::var("TL_FUZZ_SEEDS") else { return 0..2000 };
+    let parts = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    parts.expect("TL_FUZZ_SEEDS is from..to")
+}
+
+/// Runs a program three times: fused, again (its plan is found), and with a kernel an op.
+fn check(program: &Program, vals: &[Val], tally: &mut Tally) -> Result<(), String> {
+    let fused = run(program, "fused")?;
+    let again = run(program, "again")?;
+    let unfused = no_fusion(|| run(program, "unfused"))?;
+    for (at, line) in program.reads().enumerate() {
+        same(&fused[at], &again[at]).map_err(|why| format!("line {line} differs from run to run: {why}"))?;
+        close(&fused[at], &vals[line], tally).map_err(|why| format!("line {line}, fused: {why}"))?;
+        close(&unfused[at], &vals[line], tally).map_err(|why| format!("line {line}, unfused: {why}"))?;
+        if bitwise(program, vals) {
+            same(&fused[at], &unfused[at]).map_err(|why| format!("line {line} changes by fusion: {why}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn run(program: &Program, how: &str) -> Result<Vec<Vec<f64>>, String> {
+    match catch_unwind(AssertUnwindSafe(|| program.run())) {
+        Ok(result) => result.map_err(|error| format!("{how}: {error}")),
+        Err(_) => Err(format!("{how}: panic")),
+    }
+}
+
+/// Whether fusion may not change a bit: nothing is summed, and nothing is held in f32 unrounded.
+fn bitwise(program: &Program, vals: &[Val]) -> bool {
+    let mut needed = program.needed().into_iter().zip(&program.steps).zip(vals).filter(|((needed, _), _)| *needed);
+    needed.all(|((_, step), val)| !step.accumulates() && !val.dtype.is_narrow())
+}
+
+fn same(a: &[f64], b: &[f64]) -> Result<(), String> {
+    match a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits()) {
+        Some(i) => Err(format!("element {i} is {:e} and {:e}", a[i], b[i])),
+        None => Ok(()),
+    }
+}
+
+fn close(got: &[f64], want: &Val, tally: &mut Tally) -> Result<(), String> {
+    if got.len() != want.at.len() {
+        return Err(format!("{} elements, {} wanted", got.len(), want.at.len()));
+    }
+    tally.compared += got.len();
+    tally.exact += want.at.iter().filter(|x| x.e == 0.0).count();
+    match got.iter().zip(&want.at).position(|(got, want)| !((got - want.v).abs() <= want.e)) {
+        Some(i) => Err(format!("element {i} is {:e}, not {:e} +- {:.1e}", got[i], want.at[i].v, want.at[i].e)),
+        None => Ok(()),
+    }
+}
+
+/// A smaller program that fails too: fewer lines read, and leaves in the place of computed floats.
+fn shrink(mut program: Program, mut vals: Vec<Val>) -> (Program, Vec<Val>) {
+    let fails = |program: &Program, vals: &[Val]| check(program, vals, &mut Tally::default()).is_err();
+    for line in (0..program.reads().count()).rev() {
+        let mut fewer = program.clone();
+        let list = if line < program.roots.len() { &mut fewer.roots } else { &mut fewer.late };
+        list.remove(line % program.roots.len().max(1) % list.len());
+        if fails(&fewer, &vals) {
+            program = fewer;
+        }
+    }
+    for line in 0..program.steps.len() {
+        let Val { shape, dtype, .. } = vals[line].clone();
+        if !dtype.is_float() || !program.needed()[line] {
+            continue;
+        }
+        let mut simpler = program.clone();
+        simpler.steps[line] = Step::Leaf { shape, dtype, values: Values::Grid, seed: line as u64 };
+        if let Some(simpler_vals) = interpreted(&simpler).filter(|vals| fails(&simpler, vals)) {
+            (program, vals) = (simpler, simpler_vals);
+        }
+    }
+    (program, vals)
+}
+
+/// Every line's value, unless an index has become doubtful.
+fn interpreted(program: &Program) -> Option<Vec<Val>> {
+    let all = || {
+        let mut vals = Vec::new();
+        program.steps.iter().for_each(|step| vals.push(interpret(step, &vals)));
+        vals
+    };
+    catch_unwind(all).ok()
+}
+
+fn text(program: &Program, vals: &[Val]) -> String {
+    let mut text = String::new();
+    for (line, needed) in program.needed().into_iter().enumerate().filter(|(_, needed)| *needed) {
+        let Val { shape, dtype, .. } = &vals[line];
+        writeln!(text, "  {line}: {:?} -> {dtype} {shape:?}", program.steps[line]).unwrap();
+        debug_assert!(needed);
+    }
+    writeln!(text, "  evaluated {:?}, then read {:?}", program.roots, program.late).unwrap();
+    text
+}

@@ -1,6 +1,6 @@
 //! Layer 5: where the compiler meets the device. Snapshot, verify, plan, compile, run.
 
-use crate::device::cpu::{self, Fault, Launch, Program};
+use crate::device::cpu::{self, Fault, Program};
 use crate::device::{Device, Storage};
 use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
@@ -163,17 +163,12 @@ fn run(compiled: &Compiled, snapshot: &Snapshot) -> Result<()> {
                 Source::Leaf(leaf) => storage[leaf as usize].clone(),
             };
         }
-        let pointer = |node: &u32| -> Result<*mut u8> {
-            let storage = storage[*node as usize].as_ref();
+        let memory = |node: &u32| {
             let missing = || Error::internal("engine::run", format!("node {node} has no memory"));
-            Ok(storage.ok_or_else(missing)?.raw().as_ptr())
+            storage[*node as usize].as_deref().ok_or_else(missing)
         };
-        let buffers = program.buffers.iter().map(pointer).collect::<Result<Vec<_>>>()?;
-        // SAFETY: the plan gives every node memory of its size, orders kernels behind what they read,
-        // and writes over an input only where it says so in `in_place`; the engine's lock keeps other
-        // evaluations out, and a slot is not in any node's hands yet.
-        let launch = unsafe { Launch::new(program, &buffers, &params) };
-        launch.run().map_err(|fault| out_of_range(&fault, snapshot))?;
+        let buffers = program.buffers.iter().map(memory).collect::<Result<Vec<_>>>()?;
+        cpu::launch(program, &buffers, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
     }
     for &node in &plan.kept {
         if let Some(storage) = storage[node as usize].clone() {

@@ -64,6 +64,12 @@ pub trait Real:
     fn gelu_tanh(self) -> Self {
         self * gelu_argument(self, 1.0).sigmoid()
     }
+    /// (1 + erf(x / sqrt 2)) / 2: the distribution function of the standard normal. The narrow form is the
+    /// f32 one: an operand multiplies it, which would magnify its error where it is nearly 0.
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        Self::c(0.5) * (Self::c(1.0) + (self * Self::c(std::f64::consts::FRAC_1_SQRT_2)).erf())
+    }
     /// Sine of an angle in radians.
     fn sin(self) -> Self;
     /// Cosine of an angle in radians.
@@ -778,6 +784,11 @@ impl Real for Narrow {
     fn gelu_tanh(self) -> Self {
         // The factor from e to 2 is in the constants: a tenth less time.
         Self(self.0 * inverse_1p_exp2(gelu_argument(self.0, -std::f64::consts::LOG2_E)))
+    }
+
+    #[inline(always)]
+    fn normal_cdf(self) -> Self {
+        Self(self.0.normal_cdf())
     }
 
     #[inline(always)]

@@ -228,8 +228,7 @@ macro_rules! for_each_elementwise { ($with:ident) => { $with! {
         cpu: x.gelu_tanh(),
         grad: |g, y| [g * gelu_slope(x)] }
     /// GELU in its exact form: x (1 + erf(x / sqrt 2)) / 2.
-    GeluErf gelu_erf(x) Float Rounds { msl: "x * 0.5f * (1.0f + tl_erf(x * 0.70710678f))",
-        cpu: x * R::c(0.5) * (R::c(1.0) + (x * R::c(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+    GeluErf gelu_erf(x) Float Rounds { msl: "x * 0.5f * (1.0f + tl_erf(x * 0.70710678f))", cpu: x * x.normal_cdf(),
         grad: |g, y| [g * gelu_erf_slope(x)] }
     /// x where x > 0, else alpha (exp(x) - 1).
     Elu elu(x, alpha) Float Rounds { msl: "x > 0.0f ? x : alpha * tl_expm1(x)",

@@ -20,6 +20,22 @@ macro_rules! on_every_device {
 }
 pub(crate) use on_every_device;
 
+/// Calls a generic function with the Rust type of a dtype.
+macro_rules! with_type {
+    (array_of($dtype:expr), $f:ident($($arg:expr),*)) => {
+        match $dtype {
+            DType::F16 => $f::<f16>($($arg),*),
+            DType::BF16 => $f::<bf16>($($arg),*),
+            DType::F32 => $f::<f32>($($arg),*),
+            DType::F64 => $f::<f64>($($arg),*),
+            DType::I64 => $f::<i64>($($arg),*),
+            DType::I32 => $f::<i32>($($arg),*),
+            DType::U32 => $f::<u32>($($arg),*),
+            DType::U8 => $f::<u8>($($arg),*),
+            DType::Bool => $f::<bool>($($arg),*),
+        }
+    };
+}
 /// The dtypes that a device has, of those that `wanted` selects: f64 exists on the CPU only.
 pub fn dtypes(device: &Device, wanted: impl Fn(DType) -> bool) -> impl Iterator<Item = DType> {
     let here = move |dtype: DType| dtype != DType::F64 || device.name() == "cpu";
@@ -278,24 +294,6 @@ impl Array {
     }
 }
 
-/// Calls a generic function with the Rust type of a dtype.
-macro_rules! with_type {
-    (array_of($dtype:expr), $f:ident($($arg:expr),*)) => {
-        match $dtype {
-            DType::F16 => $f::<f16>($($arg),*),
-            DType::BF16 => $f::<bf16>($($arg),*),
-            DType::F32 => $f::<f32>($($arg),*),
-            DType::F64 => $f::<f64>($($arg),*),
-            DType::I64 => $f::<i64>($($arg),*),
-            DType::I32 => $f::<i32>($($arg),*),
-            DType::U32 => $f::<u32>($($arg),*),
-            DType::U8 => $f::<u8>($($arg),*),
-            DType::Bool => $f::<bool>($($arg),*),
-        }
-    };
-}
-use with_type;
-
 /// An element type's values.
 trait Host: Element {
     fn value(self) -> Value;
@@ -331,7 +329,7 @@ host! {
 /// Every index of a shape, in row-major order.
 pub fn indices(dims: &[usize]) -> impl Iterator<Item = Vec<usize>> {
     let count: usize = dims.iter().product();
-    let index_of = |mut at: usize| {
+    let index_of = move |mut at: usize| {
         let mut index = vec![0; dims.len()];
         for (i, &size) in index.iter_mut().zip(dims).rev() {
             (*i, at) = (at % size, at / size);
@@ -358,12 +356,7 @@ pub fn assert_close(what: impl Display, got: Result<Tensor>, want: &Array, slack
     assert_each(what, got, want, |i, got, exact| got.is_near(exact, slack(i), want.dtype));
 }
 
-fn assert_each(
-    what: impl Display,
-    got: Result<Tensor>,
-    want: &Array,
-    holds: impl Fn(usize, Value, Value) -> bool,
-) {
+fn assert_each(what: impl Display, got: Result<Tensor>, want: &Array, holds: impl Fn(usize, Value, Value) -> bool) {
     let got = got.and_then(|tensor| Array::read(&tensor)).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!((got.dtype, &got.dims), (want.dtype, &want.dims), "{what}");
     for (i, (&g, &w)) in got.values.iter().zip(&want.values).enumerate() {
@@ -409,7 +402,7 @@ fn real(op: Elementwise, [a, b, c]: [f64; 3]) -> f64 {
     let truth = |holds: bool| holds as u8 as f64;
     let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
     let smaller = |a: f64, b: f64| -larger(-a, -b);
-    let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let logistic = |x: f64| if x < 0.0 { x.exp() / (1.0 + x.exp()) } else { 1.0 / (1.0 + (-x).exp()) };
     match op {
         Add => a + b,
         Sub => a - b,
@@ -422,7 +415,13 @@ fn real(op: Elementwise, [a, b, c]: [f64; 3]) -> f64 {
         Clamp => smaller(larger(a, b), c),
         Neg => -a,
         Abs => a.abs(),
-        Sign => if a == 0.0 || a.is_nan() { a } else { a.signum() },
+        Sign => {
+            if a == 0.0 || a.is_nan() {
+                a
+            } else {
+                a.signum()
+            }
+        }
         Sqr => a * a,
         Relu => larger(a, 0.0),
         Recip => 1.0 / a,
@@ -446,8 +445,20 @@ fn real(op: Elementwise, [a, b, c]: [f64; 3]) -> f64 {
         // 1 + tanh(u) = 2 / (1 + exp(-2 u)), without cancellation.
         Gelu => a * logistic((8.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a.powi(3))),
         GeluErf => 0.5 * a * libm::erfc(-a / 2f64.sqrt()),
-        Elu => if a > 0.0 { a } else { b * a.exp_m1() },
-        LeakyRelu => if a > 0.0 { a } else { b * a },
+        Elu => {
+            if a > 0.0 {
+                a
+            } else {
+                b * a.exp_m1()
+            }
+        }
+        LeakyRelu => {
+            if a > 0.0 {
+                a
+            } else {
+                b * a
+            }
+        }
         Floor => a.floor(),
         Ceil => a.ceil(),
         Round => a.round_ties_even(),

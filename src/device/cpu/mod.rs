@@ -11,11 +11,13 @@ mod walk;
 
 pub use memory::{HostAlloc, HostMemory};
 
-pub(crate) use exec::{Fault, Launch};
+pub(crate) use exec::Fault;
 pub(crate) use program::Program;
 
 use super::{BufferPool, DeviceInfo, PoolConfig, Storage};
 use crate::dtype::Element;
+use crate::graph::Scalar;
+use exec::Launch;
 use isa::Isa;
 use std::sync::{Mutex, PoisonError};
 
@@ -91,6 +93,19 @@ fn missing(isa: Isa) -> Vec<String> {
         }
     }
     missing
+}
+
+/// Runs a program over the buffers of the nodes that it names, in its order.
+///
+/// # Errors
+/// The first index that was out of range.
+pub(crate) fn launch(program: &Program, buffers: &[&Storage], params: &[Scalar]) -> Result<(), Fault> {
+    let pointers: Vec<*mut u8> = buffers.iter().map(|storage| storage.raw().as_ptr()).collect();
+    // SAFETY: the engine, the only caller, hands over a plan's buffers: each of its node's size, written
+    // before it is read since the plan orders its kernels, and written over an input only where the
+    // program was compiled for it. The engine's lock keeps other evaluations out, and what is written
+    // is in no tensor's hands yet, or of a leaf that no tensor can reach.
+    unsafe { Launch::new(program, &pointers, params) }.run()
 }
 
 /// Copies host values into fresh memory.

@@ -230,6 +230,39 @@ impl Convert<f32> for Rounded<bf16> {
     }
 }
 
+/// An f32 on the way from a wider type to a narrower one: rounded to odd, which keeps the next rounding
+/// from being a second one (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+#[repr(transparent)]
+struct Odd(#[allow(dead_code)] f32);
+
+/// `near`, which is `x` rounded to nearest, turned into `x` rounded to odd.
+#[inline(always)]
+fn to_odd(near: f32, exact: bool, beyond: bool) -> Odd {
+    let towards_zero = near.to_bits().wrapping_sub(beyond as u32);
+    Odd(if exact { near } else { f32::from_bits(towards_zero | 1) })
+}
+
+impl Convert<f64> for Odd {
+    #[inline(always)]
+    fn convert(x: f64) -> Self {
+        let near = x as f32;
+        to_odd(near, near as f64 == x, (near as f64).abs() > x.abs())
+    }
+}
+
+macro_rules! odd_from_integers {
+    ($($t:ty)+) => {$(
+        impl Convert<$t> for Odd {
+            #[inline(always)]
+            fn convert(x: $t) -> Self {
+                let (near, exact) = (x as f32, x as i128);
+                to_odd(near, near as i128 == exact, (near as i128).abs() > exact.abs())
+            }
+        }
+    )+};
+}
+odd_from_integers!(i64 i32 u32);
+
 /// The bits of an f16 in memory.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -592,6 +625,15 @@ pub fn cast(isa: Isa, from: DType, to: DType) -> Option<TileFn> {
         }
     }
     let same = class(from) == class(to) && (to != DType::Bool || from == DType::Bool);
+    if to.is_narrow() {
+        match from {
+            DType::F64 => return Some(on!(isa, S => S::convert::<f64, Odd>)),
+            DType::I64 => return Some(on!(isa, S => S::convert::<i64, Odd>)),
+            DType::I32 => return Some(on!(isa, S => S::convert::<i32, Odd>)),
+            DType::U32 => return Some(on!(isa, S => S::convert::<u32, Odd>)),
+            _ => {}
+        }
+    }
     let fns = on!(isa, S => match class(from) {
         DType::F64 => to_class::<S, f64>(to),
         DType::I64 => to_class::<S, i64>(to),

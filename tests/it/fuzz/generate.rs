@@ -13,7 +13,7 @@ const MAX_PRODUCTS: usize = 100_000;
 /// Numbers that every dtype holds, integers first.
 const NUMBERS: [f64; 6] = [1.0, 2.0, 3.0, 0.5, -0.25, 1.5];
 
-pub struct Generator {
+struct Generator {
     rng: Rng,
     /// What most leaves are.
     dtype: DType,
@@ -100,7 +100,8 @@ impl Generator {
     }
 
     fn line_where(&mut self, fits: impl Fn(&Val) -> bool) -> Option<usize> {
-        (0..6).map(|_| self.line()).find(|&line| fits(&self.vals[line]))
+        let candidates: Vec<usize> = (0..6).map(|_| self.line()).collect();
+        candidates.into_iter().find(|&line| fits(&self.vals[line]))
     }
 
     fn dtype(&self, line: usize) -> DType {
@@ -304,11 +305,10 @@ impl Generator {
         let (shape, dtype) = (self.dims(of), self.dtype(of));
         let weight = self.leaf(&shape[dim..], dtype);
         let bias = self.rng.chance(50).then(|| self.leaf(&shape[dim..], dtype));
-        self.offer(if self.rng.chance(60) {
-            Step::LayerNorm { of, weight, bias }
-        } else {
-            Step::RmsNorm { of, weight }
-        })
+        match self.rng.chance(60) {
+            true => self.offer(Step::LayerNorm { of, weight, bias }),
+            false => self.offer(Step::RmsNorm { of, weight }),
+        }
     }
 
     /// A matrix product, and what often follows one.

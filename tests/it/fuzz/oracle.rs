@@ -20,6 +20,10 @@ pub struct Val {
     pub at: Vec<Near>,
 }
 
+/// Errors of f32 functions whose results are stored narrow, for normal results and for subnormal ones.
+const NARROW_STEP: f64 = 1.0 / 4096.0;
+const NARROW_TINY: f64 = 1.0 / 33_554_432.0;
+
 /// Half a unit in the last place of 1, the least positive rounding step, and the greatest value.
 fn format(dtype: DType) -> (f64, f64, f64) {
     match dtype {
@@ -48,6 +52,8 @@ impl Near {
         let e = match () {
             _ if !(size <= limit) => f64::INFINITY,
             _ if exact || !dtype.is_float() => self.e,
+            // Functions of narrow numbers are as exact as f16 shows: see `ops::math`.
+            _ if dtype.is_narrow() && ulps > 0.0 => self.e + 2.0 * NARROW_TINY + size * (half + NARROW_STEP),
             _ => self.e + tiny + size * (half + (ulps + 1.0) * format(dtype.compute()).0),
         };
         Near { v: self.v, e }
@@ -189,7 +195,7 @@ impl Val {
     }
 
     fn unary(&self, op: Unary) -> Val {
-        self.map(self.dtype, |x| x.map(|x| op.call(x)).settle(self.dtype, op.ulps()))
+        self.map(self.dtype, |x| x.map(|x| op.call(x)).settle(self.dtype, op.ulps(x.v)))
     }
 
     fn binary(&self, op: Binary, o: &Val) -> Val {
@@ -224,7 +230,9 @@ impl Val {
     }
 
     fn max(&self, dims: &[usize]) -> Val {
-        self.fold(dims, self.dtype, |row| row.iter().copied().reduce(|a, b| a.binary(b, Binary::Maximum, self.dtype)).unwrap())
+        self.fold(dims, self.dtype, |row| {
+            row.iter().copied().reduce(|a, b| a.binary(b, Binary::Maximum, self.dtype)).unwrap()
+        })
     }
 
     fn variance(&self, dims: &[usize], correction: f64) -> Val {
@@ -242,9 +250,7 @@ impl Val {
             Fold::Min => self.unary(Unary::Neg).max(dims).unary(Unary::Neg),
             Fold::Prod => {
                 let dtype = self.dtype.sum();
-                self.fold(dims, dtype, |row| {
-                    row.iter().fold(Near::exact(1.0), |p, &x| p.times(x).settle(dtype.compute(), 0.0)).settle(dtype, 0.0)
-                })
+                self.fold(dims, dtype, |row| product(row, dtype).settle(dtype, 0.0))
             }
             Fold::Var => wide().variance(dims, 1.0).cast(self.dtype),
             Fold::LogSumExp => {
@@ -360,6 +366,14 @@ fn sum(row: &[Near], dtype: DType) -> Near {
     Near { v, e: e + slack }
 }
 
+/// A product in any order, before rounding to a narrow dtype.
+fn product(row: &[Near], dtype: DType) -> Near {
+    let Near { v, e } = row.iter().fold(Near::exact(1.0), |p, &x| p.times(x));
+    let exact = !dtype.is_float() || round_to(v, DType::F32) == v;
+    let slack = if exact { 0.0 } else { row.len() as f64 * format(dtype.compute()).0 * (v.abs() + e) };
+    Near { v, e: e + slack }
+}
+
 /// The position of the first largest; any position where several may be it.
 fn first_largest(row: &[Near]) -> Near {
     let mut best = 0;
@@ -388,7 +402,8 @@ pub fn interpret(step: &Step, lines: &[Val]) -> Val {
         Step::Clamp(a, lo, hi) => lines[*a].map(lines[*a].dtype, |x| Near { v: x.v.max(*lo).min(*hi), e: x.e }),
         Step::Where(c, a, b) => {
             let (then, other) = (&lines[*a], arg(*b, *a));
-            let shape = broadcast(&then.shape, &other.shape).and_then(|s| broadcast(&s, &lines[*c].shape)).expect("match");
+            let shape =
+                broadcast(&then.shape, &other.shape).and_then(|s| broadcast(&s, &lines[*c].shape)).expect("match");
             let (c, then, other) = (lines[*c].expand(&shape), then.expand(&shape), other.expand(&shape));
             let at = (0..c.at.len()).map(|i| c.at[i].choose(then.at[i], other.at[i])).collect();
             Val { at, ..then }

@@ -1,0 +1,75 @@
+//! What the code promises about itself: layers import downwards only, and `unsafe` stays where it is
+//! argued.
+
+use std::path::{Path, PathBuf};
+
+/// Modules of the crate and the layer each belongs to; a file may name its own layer and lower ones.
+const LAYERS: [(&str, u32); 11] = [
+    ("error", 0),
+    ("dtype", 0),
+    ("shape", 0),
+    ("ops", 1),
+    ("device", 3), // consumes kernels, which layer 3 makes
+    ("graph", 2),
+    ("schedule", 3),
+    ("engine", 5),
+    ("tensor", 6),
+    ("testing", 7),
+    ("lib", 7),
+];
+
+/// Handles that stand for a device where no device may be known.
+const OPAQUE: [&str; 2] = ["crate::device::{Device, Storage}", "crate::device::Device"];
+
+fn sources(folder: &Path, list: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        match entry.path() {
+            path if path.is_dir() => sources(&path, list),
+            path if path.extension().is_some_and(|e| e == "rs") => list.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// Every source file with its path below `src` and its text.
+fn files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut list = Vec::new();
+    sources(&root, &mut list);
+    let name = |path: &Path| path.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
+    list.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+fn layer(module: &str) -> u32 {
+    LAYERS.iter().find(|(name, _)| *name == module).map_or_else(|| panic!("{module} has no layer"), |(_, layer)| *layer)
+}
+
+#[test]
+fn imports_point_down() {
+    for (file, text) in files() {
+        let module = file.split(['/', '.']).next().unwrap();
+        let own = if file == "ops/fused.rs" { layer("tensor") } else { layer(module) };
+        for line in text.lines().map(str::trim_start).filter(|l| l.starts_with("use crate::")) {
+            let imported = line["use crate::".len()..].split([':', ';', '{', ' ']).next().unwrap();
+            let opaque = OPAQUE.iter().any(|handle| line == format!("use {handle};"));
+            if imported == "for_each_elementwise" || opaque {
+                continue;
+            }
+            assert!(layer(imported) <= own, "{file} (layer {own}) imports {imported}: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_compiler_knows_no_device() {
+    for (file, text) in files().into_iter().filter(|(f, _)| f.starts_with("graph/") || f.starts_with("schedule/")) {
+        assert!(!text.contains("device::cpu"), "{file} names a device");
+    }
+}
+
+#[test]
+fn unsafe_stays_in_device() {
+    for (file, text) in files().into_iter().filter(|(f, _)| !f.starts_with("device/")) {
+        assert!(!text.contains("unsafe {") && !text.contains("unsafe fn"), "{file} holds unsafe code");
+    }
+}

@@ -33,7 +33,7 @@ struct Compiled {
 
 #[derive(Default)]
 struct Engine {
-    plans: FxHashMap<(bool, Vec<u64>), (Arc<Compiled>, u64)>,
+    plans: FxHashMap<Vec<u64>, (Arc<Compiled>, u64)>,
     tick: u64,
     counters: Counters,
 }
@@ -86,7 +86,7 @@ pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
     if pending.is_empty() {
         return Ok(());
     }
-    let snapshot = Snapshot::of(&pending);
+    let snapshot = Snapshot::of(&pending, FUSE.get());
     drop(pending);
     let compiled = engine.compiled(&snapshot)?;
     engine.counters.evaluations += 1;
@@ -101,7 +101,7 @@ pub(crate) fn report(roots: &[NodeRef]) -> Result<Report> {
         return Ok(Report::default());
     }
     let _engine = engine();
-    let snapshot = Snapshot::of(&pending);
+    let snapshot = Snapshot::of(&pending, FUSE.get());
     Ok(plan(&snapshot, &Options { fuse: FUSE.get() })?.report)
 }
 
@@ -130,19 +130,17 @@ fn log_plan(plan: &Plan) {
 impl Engine {
     fn compiled(&mut self, snapshot: &Snapshot) -> Result<Arc<Compiled>> {
         self.tick += 1;
-        let options = Options { fuse: FUSE.get() };
-        let key = (options.fuse, snapshot.key.clone());
-        if let Some((compiled, used)) = self.plans.get_mut(&key) {
+        if let Some((compiled, used)) = self.plans.get_mut(&snapshot.key) {
             *used = self.tick;
             return Ok(compiled.clone());
         }
-        let compiled = Arc::new(compile(snapshot, &options)?);
+        let compiled = Arc::new(compile(snapshot, &Options { fuse: FUSE.get() })?);
         self.counters.plans += 1;
         if self.plans.len() >= MAX_PLANS {
             let oldest = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             oldest.and_then(|key| self.plans.remove(&key));
         }
-        self.plans.insert(key, (compiled.clone(), self.tick));
+        self.plans.insert(snapshot.key.clone(), (compiled.clone(), self.tick));
         Ok(compiled)
     }
 }

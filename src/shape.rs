@@ -159,6 +159,12 @@ impl Shape {
         strides
     }
 
+    /// Whether `strides` walk this shape's elements in row-major order.
+    pub(crate) fn is_contiguous(&self, strides: &[isize]) -> bool {
+        let own = self.contiguous_strides();
+        self.0.iter().zip(own.iter().zip(strides)).all(|(&dim, (own, stride))| dim == 1 || own == stride)
+    }
+
     /// The shape that two operands broadcast to, by NumPy's rule: aligned at the right, sizes equal
     /// or one of them 1.
     ///

@@ -29,9 +29,9 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Walks down from `roots` to what is realized, without recursion.
-    pub fn of(roots: &[NodeRef]) -> Snapshot {
-        let mut walk = Walk::default();
+    /// Walks down from `roots` to what is realized, without recursion. `fuse` is part of the key.
+    pub fn of(roots: &[NodeRef], fuse: bool) -> Snapshot {
+        let mut walk = Walk { key: vec![fuse as u64], ..Walk::default() };
         let mut positions = Vec::with_capacity(roots.len());
         for root in roots {
             positions.push(walk.visit(root));
@@ -116,47 +116,58 @@ struct Walk {
     key: Vec<u64>,
 }
 
+/// A node whose inputs are being visited.
+struct Frame {
+    node: NodeRef,
+    realized: bool,
+    /// Positions of the inputs seen so far.
+    inputs: SmallVec<[u32; 3]>,
+}
+
+impl Frame {
+    fn open(node: NodeRef) -> Frame {
+        let realized = node.depth() == 0;
+        Frame { node, realized, inputs: SmallVec::new() }
+    }
+}
+
 impl Walk {
     fn visit(&mut self, root: &NodeRef) -> u32 {
-        let mut stack: Vec<(NodeRef, SmallVec<[NodeRef; 3]>, usize)> = Vec::new();
-        if let Some(&at) = self.positions.get(&(Arc::as_ptr(root) as usize)) {
+        if let Some(&at) = self.positions.get(&root.id()) {
             return at;
         }
-        stack.push(Self::open(root));
-        let mut last = 0;
-        while let Some((node, inputs, next)) = stack.last_mut() {
-            if let Some(input) = inputs.get(*next) {
-                *next += 1;
-                if !self.positions.contains_key(&(Arc::as_ptr(input) as usize)) {
-                    let opened = Self::open(input);
-                    stack.push(opened);
+        let mut stack = vec![Frame::open(root.clone())];
+        loop {
+            let Some(frame) = stack.last_mut() else { return self.entries.len() as u32 - 1 };
+            match self.next_input(frame) {
+                Some(input) => stack.push(Frame::open(input)),
+                None => {
+                    stack.pop().into_iter().for_each(|frame| self.close(frame));
                 }
-                continue;
             }
-            let (node, inputs) = (node.clone(), std::mem::take(inputs));
-            stack.pop();
-            last = self.close(node, &inputs);
         }
-        last
     }
 
-    /// A node with a copy of its inputs: none when it is realized.
-    fn open(node: &NodeRef) -> (NodeRef, SmallVec<[NodeRef; 3]>, usize) {
-        let inputs = if node.depth() == 0 { SmallVec::new() } else { node.state().inputs.clone() };
-        (node.clone(), inputs, 0)
+    /// Notes the inputs that have a position, up to the first that has none: that one.
+    fn next_input(&self, frame: &mut Frame) -> Option<NodeRef> {
+        if frame.realized {
+            return None;
+        }
+        let state = frame.node.state();
+        while let Some(input) = state.inputs.get(frame.inputs.len()) {
+            match self.positions.get(&input.id()) {
+                Some(&at) => frame.inputs.push(at),
+                None => return Some(input.clone()),
+            }
+        }
+        None
     }
 
-    fn close(&mut self, node: NodeRef, inputs: &[NodeRef]) -> u32 {
-        let at = self.entries.len() as u32;
-        let realized = node.depth() == 0;
-        let address = |n: &NodeRef| Arc::as_ptr(n) as usize;
-        let positions: SmallVec<[u32; 3]> = inputs.iter().map(|n| self.positions[&address(n)]).collect();
-        self.push_key(&node, realized, &positions);
-        self.positions.insert(address(&node), at);
-        let flags = (false, false, false);
-        let (root, held, donatable) = flags;
-        self.entries.push(Entry { node, inputs: positions, realized, root, held, donatable });
-        at
+    fn close(&mut self, frame: Frame) {
+        let Frame { node, realized, inputs } = frame;
+        self.push_key(&node, realized, &inputs);
+        self.positions.insert(node.id(), self.entries.len() as u32);
+        self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false });
     }
 
     fn push_key(&mut self, node: &NodeRef, realized: bool, inputs: &[u32]) {

@@ -94,9 +94,7 @@ impl Access {
         strides: &Strides,
         offset: isize,
     ) -> Result<Access, Misfit> {
-        let same_order = shape.contiguous_strides();
-        let reshapes =
-            shape.dims().iter().zip(strides.iter().zip(same_order.iter())).all(|(&d, (a, b))| d == 1 || a == b);
+        let reshapes = shape.is_contiguous(strides);
         if reshapes {
             return Ok(Access { strides: self.strides, offset: self.offset + offset });
         }

@@ -349,8 +349,7 @@ impl Lowering<'_, '_> {
         }
         let single = self.loops.extents.iter().product::<usize>() == 1;
         if full && single && self.loops.inner == 0 && self.holds_reduction(input) {
-            let extents = Dims::from_slice(self.shape(input).dims()).unwrap_or_default();
-            return Err(Stop::Reshape(Loops { extents, inner: 0, nested: true }));
+            return Err(Stop::Reshape(Loops { nested: true, ..Loops::over(&self.shape(input)) }));
         }
         let input_at = self.rows(node, axes, input, &at)?;
         let value = self.operand(input, input_at, node)?;
@@ -720,7 +719,8 @@ impl Lowering<'_, '_> {
 impl Loops {
     /// Loops over `shape`, all outer.
     pub fn over(shape: &Shape) -> Loops {
-        Loops { extents: Dims::from_slice(shape.dims()).unwrap_or_default(), inner: 0, nested: false }
+        let extents: Vec<usize> = shape.dims().iter().copied().filter(|&d| d > 1).collect();
+        Loops { extents: Dims::from_slice(&extents).unwrap_or_default(), inner: 0, nested: false }
     }
 
     /// Steps of the loops that are not inner.

@@ -31,7 +31,7 @@ impl Tensor {
     #[track_caller]
     fn view(&self, shape: Shape, layout: Layout) -> Result<Tensor> {
         let Layout { base, strides, offset } = layout;
-        let whole = base.shape() == &shape && offset == 0 && base.shape().contiguous_strides() == strides;
+        let whole = base.shape() == &shape && offset == 0 && shape.is_contiguous(&strides);
         if whole {
             return Ok(base);
         }
@@ -409,7 +409,7 @@ fn reshaped(from: &[usize], strides: &[isize], to: &[usize]) -> Option<Strides> 
         debug_assert!(first_old < o);
         let mut stride = old[o - 1].1;
         for i in (first_new..n).rev() {
-            out[i] = stride;
+            out[i] = if to[i] == 1 { 0 } else { stride };
             stride *= to[i] as isize;
         }
     }

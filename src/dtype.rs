@@ -115,43 +115,15 @@ pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Deb
     /// The dtype of this type.
     const DTYPE: DType;
 
-    /// Appends the value's bytes, in native order.
-    #[doc(hidden)]
-    fn push_bytes(values: &[Self], out: &mut Vec<u8>);
-
-    /// Writes the values' bytes over `out`, which holds exactly as many.
-    #[doc(hidden)]
-    fn write_bytes(values: &[Self], out: &mut [u8]);
-
-    /// Reads values from their bytes; `out` and `bytes` hold equally many elements.
-    #[doc(hidden)]
-    fn read_bytes(bytes: &[u8], out: &mut [Self]);
-
     /// The value as f64 (integers above 2^53 round).
     fn to_f64(self) -> f64;
 }
 
 macro_rules! element {
-    ($($t:ty, $d:ident, $n:literal, |$v:ident| $f64:expr, |$b:ident| $from:expr, |$w:ident| $to:expr;)+) => {$(
+    ($($t:ty, $d:ident, |$v:ident| $f64:expr;)+) => {$(
         impl sealed::Sealed for $t {}
         impl Element for $t {
             const DTYPE: DType = DType::$d;
-            fn push_bytes(values: &[Self], out: &mut Vec<u8>) {
-                let start = out.len();
-                out.resize(start + values.len() * $n, 0);
-                Self::write_bytes(values, &mut out[start..]);
-            }
-            fn write_bytes(values: &[Self], out: &mut [u8]) {
-                for (slot, &$w) in out.chunks_exact_mut($n).zip(values) {
-                    slot.copy_from_slice(&$to);
-                }
-            }
-            fn read_bytes(bytes: &[u8], out: &mut [Self]) {
-                for (slot, chunk) in out.iter_mut().zip(bytes.chunks_exact($n)) {
-                    let $b: [u8; $n] = chunk.try_into().expect("chunks_exact yields whole chunks");
-                    *slot = $from;
-                }
-            }
             fn to_f64(self) -> f64 {
                 let $v = self;
                 $f64
@@ -161,13 +133,13 @@ macro_rules! element {
 }
 
 element! {
-    f16, F16, 2, |v| v.to_f64(), |b| f16::from_ne_bytes(b), |w| w.to_ne_bytes();
-    bf16, BF16, 2, |v| v.to_f64(), |b| bf16::from_ne_bytes(b), |w| w.to_ne_bytes();
-    f32, F32, 4, |v| v as f64, |b| f32::from_ne_bytes(b), |w| w.to_ne_bytes();
-    f64, F64, 8, |v| v, |b| f64::from_ne_bytes(b), |w| w.to_ne_bytes();
-    i64, I64, 8, |v| v as f64, |b| i64::from_ne_bytes(b), |w| w.to_ne_bytes();
-    i32, I32, 4, |v| v as f64, |b| i32::from_ne_bytes(b), |w| w.to_ne_bytes();
-    u32, U32, 4, |v| v as f64, |b| u32::from_ne_bytes(b), |w| w.to_ne_bytes();
-    u8, U8, 1, |v| v as f64, |b| b[0], |w| [w];
-    bool, Bool, 1, |v| v as u8 as f64, |b| b[0] != 0, |w| [w as u8];
+    f16, F16, |v| v.to_f64();
+    bf16, BF16, |v| v.to_f64();
+    f32, F32, |v| v as f64;
+    f64, F64, |v| v;
+    i64, I64, |v| v as f64;
+    i32, I32, |v| v as f64;
+    u32, U32, |v| v as f64;
+    u8, U8, |v| v as f64;
+    bool, Bool, |v| v as u8 as f64;
 }

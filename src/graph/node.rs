@@ -59,9 +59,11 @@ pub(crate) enum Op {
     /// `[.., m, k] x [.., k, n]`; batch dimensions broadcast.
     Matmul,
     /// `out[.., i, ..] = input0[.., input1[.., i, ..], ..]` along `axis`; the indices broadcast.
-    Gather { axis: u8 },
+    /// `name` is the call's.
+    Gather { axis: u8, name: &'static str },
     /// The input, an index; a fault unless it is in `0..limit`.
-    Bound { limit: usize },
+    /// `name` is the call's.
+    Bound { limit: usize, name: &'static str },
     /// The inputs one after another along `axis`.
     Cat { axis: u8 },
 }
@@ -81,8 +83,7 @@ impl Op {
             Op::Copy => "copy",
             Op::Reduce { op, .. } => op.name(),
             Op::Matmul => "matmul",
-            Op::Gather { .. } => "gather",
-            Op::Bound { .. } => "index",
+            Op::Gather { name, .. } | Op::Bound { name, .. } => name,
             Op::Cat { .. } => "cat",
         }
     }

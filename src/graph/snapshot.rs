@@ -186,8 +186,8 @@ impl Walk {
             Op::Copy => (7, SmallVec::new()),
             Op::Reduce { op, axes } => (8 + ((op as u64) << 8) + ((axes as u64) << 16), SmallVec::new()),
             Op::Matmul => (9, SmallVec::new()),
-            Op::Gather { axis } => (10 + ((axis as u64) << 8), SmallVec::new()),
-            Op::Bound { limit } => (12, [limit as u64].into_iter().collect()),
+            Op::Gather { axis, .. } => (10 + ((axis as u64) << 8), SmallVec::new()),
+            Op::Bound { limit, .. } => (12, [limit as u64].into_iter().collect()),
             Op::Cat { axis } => (11 + ((axis as u64) << 8), SmallVec::new()),
         };
         let head = tag | (node.dtype as u64) << 32 | (node.shape.rank() as u64) << 40 | (inputs.len() as u64) << 48;

@@ -107,7 +107,7 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
             let fits = a.len() >= 2 && b.len() >= 2 && a[a.len() - 1] == b[b.len() - 2];
             if fits { Ok(()) } else { Err(format!("{a:?} x {b:?}")) }
         }
-        Op::Gather { axis } if inputs[0].0.rank() != shape.rank() || *axis as usize >= shape.rank() => {
+        Op::Gather { axis, .. } if inputs[0].0.rank() != shape.rank() || *axis as usize >= shape.rank() => {
             Err(format!("axis {axis} of {}", inputs[0].0))
         }
         _ => Ok(()),

@@ -245,8 +245,8 @@ impl Lowering<'_, '_> {
             Op::Copy => self.operand(inputs[0], at, node),
             Op::Reduce { op, axes } => self.reduce(node, op, axes, inputs[0], at),
             Op::Matmul => self.matmul(node, at),
-            Op::Gather { axis } => self.gather(node, axis as usize, &inputs, at),
-            Op::Bound { limit } => {
+            Op::Gather { axis, .. } => self.gather(node, axis as usize, &inputs, at),
+            Op::Bound { limit, .. } => {
                 let value = self.operand(inputs[0], at, node)?;
                 self.plain(ValueOp::Bound { value, limit }, dtype, true, node)
             }
@@ -340,8 +340,10 @@ impl Lowering<'_, '_> {
     }
 
     fn reduce(&mut self, node: u32, op: Reduction, axes: u8, input: u32, at: Access) -> Result<u32, Stop> {
-        if self.gemm.is_some() {
-            return Err(Stop::Store(node, "a product's epilogue holds no reduction"));
+        if let Some(product) = self.gemm {
+            // Rows of the product itself: their kernel reads it. Anything else is computed before.
+            let store = if self.depends(input, product) { product } else { node };
+            return Err(Stop::Store(store, "a product's epilogue holds no reduction"));
         }
         let full = self.shape(node).numel() == 1;
         if full && self.loops.nested {
@@ -391,6 +393,20 @@ impl Lowering<'_, '_> {
 
     fn has_finish(&self) -> bool {
         self.values.iter().any(|v| matches!(v.op, RawOp::Plain(ValueOp::Finish { .. })))
+    }
+
+    /// Whether `node` is computed from `target` without anything being stored in between.
+    fn depends(&self, node: u32, target: u32) -> bool {
+        let (mut list, mut seen) = (vec![node], rustc_hash::FxHashSet::default());
+        while let Some(next) = list.pop() {
+            if next == target {
+                return true;
+            }
+            if next > target && !self.context.stored[next as usize] && seen.insert(next) {
+                list.extend(&self.entry(next).inputs);
+            }
+        }
+        false
     }
 
     /// Whether a reduction would be computed with `node`.

@@ -15,6 +15,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+/// Pending ops below a held node from which on it is stored when it is computed.
+const HELD_DEPTH: u32 = 8;
+
 /// What a plan depends on beside the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -85,8 +88,14 @@ impl<'g> Planner<'g> {
     fn new(graph: &'g Snapshot, options: &'g Options) -> Self {
         let pending = |i: usize| !graph.entries[i].realized;
         let transparent = |i: usize| matches!(graph.entries[i].node.op, Op::Scalar(_) | Op::View(_));
+        // What someone holds may be asked for later. A short chain is then computed again; a long one is
+        // stored on the way, or a state that is only ever read through a loss would grow for ever.
+        let worth_keeping = |i: usize| {
+            let entry = &graph.entries[i];
+            entry.held && entry.node.depth() > HELD_DEPTH && is_computed(&entry.node.op)
+        };
         let stored = (0..graph.entries.len())
-            .map(|i| !pending(i) || graph.entries[i].root || (!options.fuse && !transparent(i)))
+            .map(|i| !pending(i) || graph.entries[i].root || worth_keeping(i) || (!options.fuse && !transparent(i)))
             .collect();
         let mut consumers = vec![Vec::new(); graph.entries.len()];
         let (mut params, mut count) = (FxHashMap::default(), 0);
@@ -106,33 +115,36 @@ impl<'g> Planner<'g> {
         Planner { graph, options, stored, consumers, params, kernels, producer, shared, report: Report::default() }
     }
 
-    /// A root that is a reshape of another node needs no kernel of its own: it shares the buffer.
+    /// A root that is a reshape of another node needs no kernel of its own: it shares the buffer, and
+    /// kernels that read it look through it.
     fn share_roots(&mut self) {
         for &root in &self.graph.roots {
-            let entry = &self.graph.entries[root as usize];
-            let Op::View(view) = entry.node.op else { continue };
-            let base = match entry.inputs.first() {
-                Some(&base) if !entry.realized => base,
-                _ => continue,
-            };
-            let same_size = self.graph.entries[base as usize].node.shape.numel() == entry.node.shape.numel();
-            let whole = view.offset == 0 && same_size && {
-                let access = super::access::Access { strides: view.strides, offset: 0 };
-                access.is_identity(entry.node.shape.dims(), entry.node.shape.numel())
-            };
-            if whole && !self.shared.iter().any(|&(r, _)| r == root) {
+            let mut base = root;
+            while let Some(input) = self.reshape_of(base) {
+                base = input;
+            }
+            if base != root {
                 self.shared.push((root, base));
-                self.stored[base as usize] = true;
             }
         }
+        self.shared.iter().for_each(|&(root, _)| self.stored[root as usize] = false);
+        self.shared.iter().for_each(|&(_, base)| self.stored[base as usize] = true);
+    }
+
+    /// What a pending node is a plain reshape of.
+    fn reshape_of(&self, node: u32) -> Option<u32> {
+        let entry = &self.graph.entries[node as usize];
+        let (Op::View(view), Some(&base)) = (entry.node.op, entry.inputs.first()) else { return None };
+        let numel = entry.node.shape.numel();
+        let whole = view.offset == 0
+            && self.graph.entries[base as usize].node.shape.numel() == numel
+            && entry.node.shape.is_contiguous(&view.strides);
+        whole.then_some(base)
     }
 
     fn needs_kernel(&self, node: u32) -> bool {
         let i = node as usize;
-        self.stored[i]
-            && !self.graph.entries[i].realized
-            && !self.producer.contains_key(&node)
-            && !self.shared.iter().any(|&(root, _)| root == node)
+        self.stored[i] && !self.graph.entries[i].realized && !self.producer.contains_key(&node)
     }
 
     /// Builds the kernels that compute `node`: one, or one a part of a concatenation.
@@ -152,11 +164,11 @@ impl<'g> Planner<'g> {
     }
 
     fn build_target(&mut self, target: &Target) -> Result<()> {
-        let mut loops = Loops::over(&self.graph.entries[target.node as usize].node.shape);
-        let mut separate = FxHashSet::default();
+        let start = Loops::over(&self.graph.entries[target.node as usize].node.shape);
+        let (mut loops, mut absorb, mut separate) = (start, true, FxHashSet::default());
         // Each round stores a node, separates one or refines the loops: none can go on for ever.
         for _ in 0..4 * self.graph.entries.len() + 64 {
-            let stop = match self.attempt(target, &loops, &separate) {
+            let stop = match self.attempt(target, &loops, absorb, &separate) {
                 Ok(kernel) => match self.objection(target, &kernel) {
                     Some(stop) => stop,
                     None => {
@@ -166,52 +178,50 @@ impl<'g> Planner<'g> {
                 },
                 Err(stop) => stop,
             };
-            match stop {
-                Stop::Reshape(next) => {
-                    loops = next;
-                    continue;
+            loops = if let Stop::Reshape(next) = stop { next } else { start };
+            let progress = match stop {
+                Stop::Reshape(_) => true,
+                Stop::Separate(n) | Stop::Store(n, _) if n == target.into => self.store_below(target.node),
+                Stop::Separate(n) | Stop::Store(n, _) if self.stored[n as usize] => {
+                    separate.insert(n) || self.store_below(target.node)
                 }
-                Stop::Separate(n) | Stop::Store(n, _) if self.stored[n as usize] && n != target.into => {
-                    if !separate.insert(n) {
-                        self.store_below(target.node)?;
-                    }
-                }
-                Stop::Separate(n) if n != target.into => {
-                    self.store(n, target.node, "the kernel would touch too many buffers")
-                }
-                Stop::Store(n, reason) if n != target.into => self.store(n, target.node, reason),
-                Stop::Separate(_) | Stop::Store(..) => self.store_below(target.node)?,
+                Stop::Separate(n) => self.store(n, target.node, "the kernel would touch too many buffers"),
+                Stop::Store(n, reason) => self.store(n, target.node, reason),
+            };
+            // With nothing left to store, it can only be what is computed on the way.
+            if !progress && !std::mem::replace(&mut absorb, false) {
+                break;
             }
-            loops = Loops::over(&self.graph.entries[target.node as usize].node.shape);
         }
         let node = &self.graph.entries[target.node as usize].node;
-        Err(Error::internal(
-            "schedule::plan",
-            format!("no kernel for {} {}, made at {}", node.op.name(), node.shape, node.site),
-        ))
+        let (op, shape, site) = (node.op.name(), node.shape, node.site);
+        Err(Error::internal("schedule::plan", format!("no kernel for {op} {shape}, made at {site}")))
     }
 
-    fn attempt(&self, target: &Target, loops: &Loops, separate: &FxHashSet<u32>) -> Result<Kernel, Stop> {
+    fn attempt(&self, target: &Target, loops: &Loops, absorb: bool, separate: &FxHashSet<u32>) -> Result<Kernel, Stop> {
         let whole = target.node == target.into;
         let absorbable = |node: u32| {
-            let computed = matches!(
-                self.graph.entries[node as usize].node.op,
-                Op::Elementwise(_) | Op::Cast | Op::Reduce { .. } | Op::Matmul
-            );
-            whole && self.options.fuse && computed && !self.producer.contains_key(&node) && !separate.contains(&node)
+            let computed = is_computed(&self.graph.entries[node as usize].node.op);
+            whole
+                && absorb
+                && self.options.fuse
+                && computed
+                && !self.producer.contains_key(&node)
+                && !separate.contains(&node)
         };
         let context =
             Context { graph: self.graph, stored: &self.stored, absorbable: &absorbable, params: &self.params };
         lower(&context, target, loops)
     }
 
-    fn store(&mut self, node: u32, reader: u32, reason: &'static str) {
+    fn store(&mut self, node: u32, reader: u32, reason: &'static str) -> bool {
         self.stored[node as usize] = true;
         self.report.edge(self.graph, node, reader, reason);
+        true
     }
 
-    /// Stores an operand of `node`, so that its kernel gets smaller.
-    fn store_below(&mut self, node: u32) -> Result<()> {
+    /// Stores an operand of `node`, so that its kernel gets smaller; false if there is none left.
+    fn store_below(&mut self, node: u32) -> bool {
         let mut list: Vec<u32> = self.graph.entries[node as usize].inputs.to_vec();
         while let Some(input) = list.pop() {
             if self.stored[input as usize] {
@@ -220,17 +230,10 @@ impl<'g> Planner<'g> {
             match self.graph.entries[input as usize].node.op {
                 Op::Scalar(_) | Op::Iota => {}
                 Op::View(_) => list.extend(&self.graph.entries[input as usize].inputs),
-                _ => {
-                    self.store(input, node, "the kernel would touch too many buffers");
-                    return Ok(());
-                }
+                _ => return self.store(input, node, "the kernel would touch too many buffers"),
             }
         }
-        let op = &self.graph.entries[node as usize].node;
-        Err(Error::internal(
-            "schedule::plan",
-            format!("{} {} does not fit a kernel, made at {}", op.op.name(), op.shape, op.site),
-        ))
+        false
     }
 
     /// Why a kernel that could be built should not be.
@@ -431,6 +434,11 @@ impl Memory {
             self.free.push(*slot);
         }
     }
+}
+
+/// Ops that a kernel can compute and store on its way to another value.
+fn is_computed(op: &Op) -> bool {
+    matches!(op, Op::Elementwise(_) | Op::Cast | Op::Reduce { .. } | Op::Matmul)
 }
 
 /// A dying buffer that an output may be written over: a map that reads it exactly where it writes.

@@ -52,7 +52,12 @@ impl Tensor {
     #[track_caller]
     pub fn full(shape: impl IntoShape, value: impl Into<f64>, dtype: DType, device: &Device) -> Result<Tensor> {
         let shape = shape.into_shape()?;
-        let scalar = Tensor::from_scalar(Scalar::Float(value.into()), "full", dtype, device)?;
+        let value = match dtype {
+            DType::F16 => half::f16::from_f64(value.into()).to_f64(),
+            DType::BF16 => half::bf16::from_f64(value.into()).to_f64(),
+            _ => value.into(),
+        };
+        let scalar = Tensor::from_scalar(Scalar::Float(value), "full", dtype, device)?;
         if shape.numel() == 0 {
             return Tensor::empty(shape, dtype, device);
         }
@@ -127,7 +132,8 @@ impl Tensor {
             return Err(Error::arg("arange", format!("from {first} to {last} in steps of {by} never ends")));
         }
         let shape = Shape::new(&[count.max(0.0) as usize])?;
-        let values: Vec<T> = (0..shape.numel()).map(|i| T::from_f64(first + i as f64 * by)).collect();
+        let mut values = host_vec(shape.numel())?;
+        values.iter_mut().enumerate().for_each(|(i, v)| *v = T::from_f64(first + i as f64 * by));
         Tensor::from_vec(values, shape, device)
     }
 
@@ -149,7 +155,8 @@ impl Tensor {
             let t = i as f64 / last;
             if t < 0.5 { start + (end - start) * t } else { end - (end - start) * (1.0 - t) }
         };
-        let values: Vec<f64> = (0..Shape::new(&[count])?.numel()).map(at).collect();
+        let mut values = host_vec(Shape::new(&[count])?.numel())?;
+        values.iter_mut().enumerate().for_each(|(i, v)| *v = at(i));
         Tensor::from_vec(values, count, device)?.to_dtype(dtype)
     }
 
@@ -159,7 +166,7 @@ impl Tensor {
     /// A dtype that is no float; too many elements.
     #[track_caller]
     pub fn rand(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
-        let uniform = Tensor::random(Random::Uniform, shape.into_shape()?, dtype, device)?;
+        let uniform = Tensor::random("rand", Random::Uniform, shape.into_shape()?, dtype, device)?;
         // Rounding to a narrow type would reach 1: keep only as many bits as it holds.
         let steps: f64 = match dtype {
             DType::F16 => 2048.0,
@@ -175,7 +182,7 @@ impl Tensor {
     /// A dtype that is no float; too many elements.
     #[track_caller]
     pub fn randn(shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
-        Tensor::random(Random::Normal, shape.into_shape()?, dtype, device)?.to_dtype(dtype)
+        Tensor::random("randn", Random::Normal, shape.into_shape()?, dtype, device)?.to_dtype(dtype)
     }
 
     /// `0, 1, ..., n - 1` as i64, computed where it is used.
@@ -185,13 +192,26 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn random(kind: Random, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn random(op: &'static str, kind: Random, shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         if !dtype.is_float() {
-            return Err(Error::dtype("rand", dtype, "random numbers are floats; scale and convert them"));
+            return Err(Error::dtype(op, dtype, "random numbers are floats; scale and convert them"));
         }
         let (key, offset) = device.reserve_random(shape.numel());
         Tensor::record(Op::Random { kind, key, offset }, &[], shape, DType::F32, device)
     }
+}
+
+/// Host memory for `n` values, which may be more than there is.
+pub(super) fn host_vec<T: Element>(n: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(n).map_err(|_| Error::OutOfMemory {
+        device: "host".into(),
+        requested: n.saturating_mul(size_of::<T>()),
+        in_use: 0,
+        limit: usize::MAX,
+    })?;
+    values.resize(n, T::default());
+    Ok(values)
 }
 
 /// Element types that count: all but bool.

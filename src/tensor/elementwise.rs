@@ -71,6 +71,9 @@ impl Tensor {
     /// The elements converted to `dtype`: floats round to nearest even, floats to integers truncate and
     /// saturate (NaN gives 0), integers wrap, and anything but 0 is true.
     ///
+    /// A narrow value that is converted to a wider float in the kernel that computes it is not rounded
+    /// in between, as no intermediate value of a fused kernel is.
+    ///
     /// # Errors
     /// None at present.
     #[track_caller]
@@ -81,7 +84,7 @@ impl Tensor {
         Tensor::record(Op::Cast, &[self], *self.shape(), dtype, self.device())
     }
 
-    /// `self`, its values rounded to what its dtype can hold where it is narrow, computed in f32.
+    /// `self` in the dtype that it is computed in.
     #[track_caller]
     pub(crate) fn widened(&self) -> Result<Tensor> {
         self.to_dtype(self.dtype().compute())

@@ -14,14 +14,19 @@ impl Tensor {
     #[track_caller]
     pub fn index_select(&self, dim: impl Dim, index: &Tensor) -> Result<Tensor> {
         let dim = dim.of(self.shape(), "index_select")?;
+        self.selected("index_select", dim, index)
+    }
+
+    #[track_caller]
+    fn selected(&self, op: &'static str, dim: usize, index: &Tensor) -> Result<Tensor> {
         if index.rank() != 1 {
-            return Err(Error::shape("index_select", index.shape(), "the index must be a vector"));
+            return Err(Error::shape(op, index.shape(), "the index must be a vector"));
         }
         let mut out = self.dims().to_vec();
         out[dim] = index.numel();
         let mut along = vec![1; self.rank()];
         along[dim] = index.numel();
-        self.gathered("index_select", dim, &index.reshape(along)?, Shape::new(&out)?)
+        self.gathered(op, dim, &index.reshape(along)?, Shape::new(&out)?)
     }
 
     /// `out[.., i, ..] = self[.., index[.., i, ..], ..]` along `dim`: an index an element.
@@ -52,7 +57,7 @@ impl Tensor {
         let mut shape = ids.dims().to_vec();
         shape.push(self.dims()[1]);
         let shape = Shape::new(&shape)?;
-        self.index_select(0, &ids.flatten_all()?)?.reshape(shape)
+        self.selected("embedding", 0, &ids.flatten_all()?)?.reshape(shape)
     }
 
     #[track_caller]
@@ -62,14 +67,14 @@ impl Tensor {
         if shape.numel() > 0 && self.numel() == 0 {
             return Err(Error::shape(op, self.shape(), "there is nothing to index"));
         }
-        Tensor::record(Op::Gather { axis: dim as u8 }, &[self, index], shape, self.dtype(), self.device())
+        Tensor::record(Op::Gather { axis: dim as u8, name: op }, &[self, index], shape, self.dtype(), self.device())
     }
 
     /// The indices themselves, checked against `limit` when they are computed.
     #[track_caller]
     pub(super) fn bounded(&self, op: &'static str, limit: usize) -> Result<Tensor> {
         self.needs_index(op)?;
-        Tensor::record(Op::Bound { limit }, &[self], *self.shape(), self.dtype(), self.device())
+        Tensor::record(Op::Bound { limit, name: op }, &[self], *self.shape(), self.dtype(), self.device())
     }
 
     fn needs_index(&self, op: &'static str) -> Result<()> {

@@ -23,6 +23,12 @@ impl Tensor {
         if self.rank() == 0 || other.rank() == 0 {
             return Err(Error::shapes("matmul", self.shape(), other.shape(), "a scalar is no matrix; use mul"));
         }
+        let (left, right) = (self.rank().saturating_sub(1), other.rank().saturating_sub(2));
+        let (k, k_other) = (self.dims()[left], other.dims()[right]);
+        if k != k_other {
+            let reason = format!("inner sizes {k} and {k_other} differ");
+            return Err(Error::shapes("matmul", self.shape(), other.shape(), reason));
+        }
         if self.rank() == 1 {
             let row = self.unsqueeze(0)?.matmul(other)?;
             let at = row.rank() as isize - if other.rank() == 1 { 1 } else { 2 };
@@ -32,7 +38,6 @@ impl Tensor {
             return self.matmul(&other.unsqueeze(1)?)?.squeeze(-1);
         }
         let shape = product_shape(self.shape(), other.shape())?;
-        let k = self.dims()[self.rank() - 1];
         if k == 0 && shape.numel() > 0 {
             return Tensor::zeros(shape, self.dtype(), self.device());
         }
@@ -40,15 +45,13 @@ impl Tensor {
     }
 }
 
+/// The shape of the product of matrices whose inner sizes agree.
 fn product_shape(a: &Shape, b: &Shape) -> Result<Shape> {
-    let split = |s: &Shape| -> (Shape, usize, usize) {
+    let split = |s: &Shape| -> (Shape, [usize; 2]) {
         let (batch, matrix) = s.dims().split_at(s.rank() - 2);
-        (Shape::new(batch).unwrap_or_default(), matrix[0], matrix[1])
+        (Shape::new(batch).unwrap_or_default(), [matrix[0], matrix[1]])
     };
-    let ((a_batch, m, k), (b_batch, k_b, n)) = (split(a), split(b));
-    if k != k_b {
-        return Err(Error::shapes("matmul", a, b, format!("inner sizes {k} and {k_b} differ")));
-    }
+    let ((a_batch, [m, _]), (b_batch, [_, n])) = (split(a), split(b));
     let batch = Shape::broadcast("matmul", &a_batch, &b_batch)
         .map_err(|_| Error::shapes("matmul", a, b, "batch dimensions do not broadcast"))?;
     let mut dims: Dims<usize> = Dims::from_slice(batch.dims()).unwrap_or_default();

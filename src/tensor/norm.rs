@@ -5,7 +5,7 @@ use super::{Dim, Tensor};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Reduction;
-use crate::shape::Dims;
+use crate::shape::{Dims, Shape};
 
 impl Tensor {
     /// exp(x) / sum(exp(x)) along a dimension, by differences to the largest element.
@@ -136,6 +136,7 @@ impl Tensor {
     pub fn mse_loss(&self, target: &Tensor) -> Result<Tensor> {
         self.needs_float("mse_loss")?;
         self.same_dtype("mse_loss", target)?;
+        Shape::broadcast("mse_loss", self.shape(), target.shape())?;
         let difference = (self.widened()? - target.widened()?)?;
         difference.sqr()?.mean_all()
     }
@@ -148,6 +149,9 @@ impl Tensor {
     pub fn logsumexp(&self, dim: impl Dim) -> Result<Tensor> {
         let dim = dim.of(self.shape(), "logsumexp")?;
         self.needs_float("logsumexp")?;
+        if self.dims()[dim] == 0 {
+            return Err(Error::shape("logsumexp", self.shape(), "no elements along the dimension"));
+        }
         let along = Dims::from_slice(&[dim]).unwrap_or_default();
         let wide = self.widened()?;
         let largest = wide.reduce(Reduction::Max, &along, true)?;

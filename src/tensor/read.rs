@@ -1,6 +1,7 @@
 //! Reading elements back: what makes a graph run.
 
 use super::Tensor;
+use super::create::host_vec;
 use crate::device::cpu;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -12,7 +13,8 @@ impl Tensor {
     /// # Errors
     /// `T` is not the dtype's type; what evaluation reports.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        let mut out = vec![T::default(); self.numel()];
+        self.needs_type::<T>("to_vec")?;
+        let mut out = host_vec(self.numel())?;
         self.read("to_vec", &mut out)?;
         Ok(out)
     }
@@ -97,11 +99,16 @@ impl Tensor {
         Err(Error::shape(op, self.shape(), format!("rank {} where {rank} is wanted", self.rank())))
     }
 
-    fn read<T: Element>(&self, op: &'static str, out: &mut [T]) -> Result<()> {
-        if T::DTYPE != self.dtype() {
-            let hint = format!("ask for {}, or convert with to_dtype(DType::{:?})", self.dtype(), T::DTYPE);
-            return Err(Error::dtype(op, self.dtype(), hint));
+    fn needs_type<T: Element>(&self, op: &'static str) -> Result<()> {
+        if T::DTYPE == self.dtype() {
+            return Ok(());
         }
+        let hint = format!("ask for {}, or convert with to_dtype(DType::{:?})", self.dtype(), T::DTYPE);
+        Err(Error::dtype(op, self.dtype(), hint))
+    }
+
+    fn read<T: Element>(&self, op: &'static str, out: &mut [T]) -> Result<()> {
+        self.needs_type::<T>(op)?;
         if out.is_empty() {
             return Ok(());
         }

@@ -77,8 +77,9 @@ impl Tensor {
         }
         let known = sizes.iter().filter(|&&s| s >= 0).try_fold(1usize, |n, &s| n.checked_mul(s as usize));
         let rest = match known {
-            Some(0) | None => 0,
-            Some(known) => self.numel() / known,
+            Some(known) if known > 0 && self.numel() % known == 0 => self.numel() / known,
+            _ if unknown == 0 => 0,
+            _ => return bad(format!("sizes {sizes:?}: what -1 stands for cannot be known")),
         };
         let sizes: Vec<usize> = sizes.iter().map(|&s| if s == -1 { rest } else { s as usize }).collect();
         self.reshape(sizes)
@@ -174,7 +175,7 @@ impl Tensor {
     pub fn select(&self, dim: impl Dim, index: usize) -> Result<Tensor> {
         let dim = dim.of(self.shape(), "select")?;
         if index >= self.dims()[dim] {
-            let reason = format!("index {index} is out of range for dimension {dim}");
+            let reason = format!("index {index} is out of range for dimension {dim} of size {}", self.dims()[dim]);
             return Err(Error::shape("select", self.shape(), reason));
         }
         self.narrow(dim, index, 1)?.squeeze(dim)
@@ -369,8 +370,12 @@ impl Tensor {
         for other in tensors.iter().map(Borrow::borrow).filter(|t| t.shape() != first.shape()) {
             return Err(Error::shapes("stack", first.shape(), other.shape(), "shapes must be equal"));
         }
-        let parts = tensors.iter().map(|t| t.borrow().unsqueeze(dim)).collect::<Result<Vec<_>>>()?;
-        let at = if dim < 0 { dim + first.rank() as isize + 1 } else { dim };
+        let rank = first.rank() as isize;
+        let at = if dim < 0 { dim + rank + 1 } else { dim };
+        if !(0..=rank).contains(&at) {
+            return Err(Error::DimOutOfRange { op: "stack", dim, rank: first.rank(), shape: Box::new(*first.shape()) });
+        }
+        let parts = tensors.iter().map(|t| t.borrow().unsqueeze(at)).collect::<Result<Vec<_>>>()?;
         Tensor::cat(&parts, at)
     }
 }

@@ -38,13 +38,15 @@ impl Isa {
         }
     }
 
-    /// Whether kernels of this set may use the bf16 dot product of AVX-512.
+    /// Whether kernels of this set should use the bf16 dot product of AVX-512: where the processor has it
+    /// and it is the faster way. Intel's run it at half the rate of f32 multiply-adds, which makes it no
+    /// faster than converting (measured on a Xeon, 2 threads, 2048 cubed: 139 GFLOPS against 220).
     #[cfg(target_arch = "x86_64")]
     pub fn has_bf16_dot(self) -> bool {
-        self == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+        self == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") && is_amd()
     }
 
-    /// Whether kernels of this set may use the bf16 dot product of AVX-512.
+    /// Whether kernels of this set should use the bf16 dot product of AVX-512.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn has_bf16_dot(self) -> bool {
         false
@@ -69,6 +71,13 @@ impl Isa {
     fn of_machine() -> Isa {
         Isa::Plain
     }
+}
+
+/// Whether the processor says it is one of AMD's.
+#[cfg(target_arch = "x86_64")]
+fn is_amd() -> bool {
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
 #[cfg(test)]

@@ -546,8 +546,9 @@ impl<'k> Compiler<'k> {
             Mode::Columns => level > Level::Uniform && own == Level::Uniform,
             _ => level == Level::Element && own != Level::Element,
         };
-        let read = (0..self.kernel.values.len() as u32)
-            .any(|u| self.operands(u).contains(&v) && (wide(self.level(u)) || folds_element(self.kernel, u)));
+        // A fold reads elements, whatever its operand's level.
+        let reader = |u: u32| if folds_element(self.kernel, u) { Level::Element } else { self.level(u) };
+        let read = (0..self.kernel.values.len() as u32).any(|u| self.operands(u).contains(&v) && wide(reader(u)));
         read || self.kernel.outputs.iter().any(|o| self.is(o.value) == v && wide(output_level(self.kernel, o)))
     }
 

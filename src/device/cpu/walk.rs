@@ -54,6 +54,9 @@ impl Walk {
             // No loops: n is 1.
             return visit(Run { at: 0, position: 0, stride: 0, len: n });
         };
+        if self.extents.len() == 1 {
+            return visit(Run { at: 0, position: start as isize * stride, stride, len: n });
+        }
         let mut at = 0;
         while at < n {
             let inside = (start + at) % row;

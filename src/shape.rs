@@ -177,7 +177,7 @@ impl Shape {
         let rank = lhs.rank().max(rhs.rank());
         let mut out = Dims::filled(rank, 1);
         for i in 0..rank {
-            let (l, r) = (lhs.from_right(i), rhs.from_right(i));
+            let (l, r) = (lhs.size_from_right(i), rhs.size_from_right(i));
             out[rank - 1 - i] = match (l, r) {
                 (l, r) if l == r => l,
                 (1, r) => r,
@@ -229,7 +229,7 @@ impl Shape {
         Shape(dims)
     }
 
-    fn from_right(&self, i: usize) -> usize {
+    fn size_from_right(&self, i: usize) -> usize {
         self.rank().checked_sub(i + 1).map_or(1, |at| self.dims()[at])
     }
 }

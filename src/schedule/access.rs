@@ -71,7 +71,7 @@ impl Access {
             let room = shape.dims()[j];
             if along.unsigned_abs() * (extent - 1) >= room {
                 let inner = room / along.unsigned_abs();
-                let splits = inner > 1 && room % along.unsigned_abs() == 0 && extent % inner == 0;
+                let splits = inner > 1 && room.is_multiple_of(along.unsigned_abs()) && extent % inner == 0;
                 return Err(if splits { Misfit::Split { dim: i, inner } } else { Misfit::NotAffine });
             }
             dims[j].1[i] = along;

@@ -192,7 +192,8 @@ impl Lowering<'_, '_> {
             self.touch(node, node)?;
             self.push(RawOp::Load { node, at }, dtype, true, node)?
         } else {
-            if self.depth >= MAX_VALUES {
+            let leads_on = !matches!(self.entry(node).node.op, Op::Scalar(_) | Op::Iota | Op::Random { .. });
+            if self.depth >= MAX_VALUES && leads_on {
                 return Err(Stop::Store(node, "the chain of ops is too long for one kernel"));
             }
             self.depth += 1;

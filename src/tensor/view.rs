@@ -77,7 +77,7 @@ impl Tensor {
         }
         let known = sizes.iter().filter(|&&s| s >= 0).try_fold(1usize, |n, &s| n.checked_mul(s as usize));
         let rest = match known {
-            Some(known) if known > 0 && self.numel() % known == 0 => self.numel() / known,
+            Some(known) if known > 0 && self.numel().is_multiple_of(known) => self.numel() / known,
             _ if unknown == 0 => 0,
             _ => return bad(format!("sizes {sizes:?}: what -1 stands for cannot be known")),
         };
@@ -367,7 +367,7 @@ impl Tensor {
         let Some(first) = tensors.first().map(Borrow::borrow) else {
             return Err(Error::arg("stack", "an empty list of tensors"));
         };
-        for other in tensors.iter().map(Borrow::borrow).filter(|t| t.shape() != first.shape()) {
+        if let Some(other) = tensors.iter().map(Borrow::borrow).find(|t| t.shape() != first.shape()) {
             return Err(Error::shapes("stack", first.shape(), other.shape(), "shapes must be equal"));
         }
         let rank = first.rank() as isize;

@@ -564,9 +564,11 @@ impl<'p> Launch<'p> {
             let segment = worker.base().add(fold.segment);
             match fold.arg {
                 Some((arg, _)) if columns => {
-                    arg(segment, source, scope.n, scope.other as i64, 0, scope.other % LANE_SEGMENT == 0);
+                    arg(segment, source, scope.n, scope.other as i64, 0, scope.other.is_multiple_of(LANE_SEGMENT));
                 }
-                Some((arg, _)) => arg(segment, source, scope.n, scope.start as i64, 1, scope.start % SEGMENT == 0),
+                Some((arg, _)) => {
+                    arg(segment, source, scope.n, scope.start as i64, 1, scope.start.is_multiple_of(SEGMENT))
+                }
                 None if columns => (fold.accumulate)(segment, [source; 3], scope.n),
                 None => {
                     let partial = worker.base().add(fold.partial);
@@ -654,11 +656,13 @@ impl Worker {
         if fold.arg.is_some() {
             return;
         }
-        // SAFETY: the place has room for the lanes, at least one; folding nothing reads nothing.
+        // SAFETY: the place has room for the lanes, at least one.
         unsafe {
             let place = self.base().add(at);
-            (fold.fold)(place, [place.cast_const(); 3], 0);
-            spread(place, fold.class.size(), lanes);
+            std::ptr::copy_nonoverlapping(fold.neutral.as_ptr(), place, fold.class.size());
+            if lanes > 1 {
+                spread(place, fold.class.size(), lanes);
+            }
         }
     }
 }

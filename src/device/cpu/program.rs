@@ -171,6 +171,8 @@ pub struct Fold {
     pub class: DType,
     pub fold: TileFn,
     pub accumulate: TileFn,
+    /// What folding nothing gives.
+    pub neutral: [u8; 8],
     pub arg: Option<(ArgFn, ArgMergeFn)>,
     /// Arena offsets: a tile's fold, the segment's, and the row's.
     pub partial: usize,
@@ -478,7 +480,19 @@ impl<'k> Compiler<'k> {
             let arg = op.is_arg().then(|| tile::arg_fns(op, class));
             let total = if op.is_arg() { self.reserve(room) } else { self.fixed_place(v as u32) };
             let source = self.is(source);
-            folds.push(Fold { value: v as u32, source, class, fold, accumulate, arg, partial, segment, total });
+            let neutral = tile::neutral(fold);
+            folds.push(Fold {
+                value: v as u32,
+                source,
+                class,
+                fold,
+                accumulate,
+                neutral,
+                arg,
+                partial,
+                segment,
+                total,
+            });
         }
         folds
     }
@@ -667,7 +681,7 @@ impl<'k> Compiler<'k> {
     }
 
     fn folded(&self, v: u32, p: usize) -> bool {
-        self.kernel.values.iter().enumerate().any(|(_, u)| {
+        self.kernel.values.iter().any(|u| {
             matches!(u.op, ValueOp::Reduce { value, .. } if self.is(value) == v) && self.phase[v as usize] == p
         })
     }
@@ -721,10 +735,10 @@ impl Tiles {
     }
 
     fn give(&mut self, v: u32, places: &[(u32, usize)], size: usize) {
-        if let Some(&(_, at)) = places.iter().find(|&&(value, _)| value == v) {
-            if !self.free.iter().any(|&(free, _)| free == at) {
-                self.free.push((at, size));
-            }
+        if let Some(&(_, at)) = places.iter().find(|&&(value, _)| value == v)
+            && !self.free.iter().any(|&(free, _)| free == at)
+        {
+            self.free.push((at, size));
         }
     }
 }

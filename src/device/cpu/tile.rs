@@ -22,7 +22,7 @@ use std::slice::{from_raw_parts, from_raw_parts_mut};
 pub type TileFn = unsafe fn(*mut u8, [*const u8; 3], usize);
 
 /// Lanes that a fold keeps apart; fixed, so that the order of additions is the same on every machine.
-const LANES: usize = 32;
+const LANES: usize = 64;
 
 macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) => {
     $(#[$doc])*
@@ -393,24 +393,31 @@ folds! {
 unsafe fn fold_body<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
     // SAFETY: the caller's promise.
     let (out, x) = unsafe { (&mut *out.cast::<T>(), from_raw_parts(x[0].cast::<T>(), n)) };
+    // With a length that LLVM does not know, these are loops, which vectorise; 64 locals it would take
+    // apart and shuffle, at ten times the cost.
+    let count = std::hint::black_box(LANES);
     let mut lanes = [F::empty(); LANES];
     let mut chunks = x.chunks_exact(LANES);
     for chunk in &mut chunks {
-        for l in 0..LANES {
-            lanes[l] = F::both(lanes[l], chunk[l]);
-        }
+        take::<F, T>(&mut lanes[..count], &chunk[..count]);
     }
-    for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
-        *lane = F::both(*lane, v);
-    }
-    let mut width = LANES;
+    let rest = chunks.remainder();
+    take::<F, T>(&mut lanes[..rest.len()], rest);
+    let mut width = count;
     while width > 1 {
         width /= 2;
-        for l in 0..width {
-            lanes[l] = F::both(lanes[l], lanes[l + width]);
-        }
+        let (low, high) = lanes.split_at_mut(width);
+        take::<F, T>(low, &high[..width]);
     }
     *out = lanes[0];
+}
+
+/// Combines `x` into `lanes`, of the same length.
+#[inline(always)]
+fn take<F: Fold<T>, T: Copy>(lanes: &mut [T], x: &[T]) {
+    for (lane, &v) in lanes.iter_mut().zip(x) {
+        *lane = F::both(*lane, v);
+    }
 }
 
 /// # Safety
@@ -419,9 +426,7 @@ unsafe fn fold_body<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usi
 unsafe fn accumulate_body<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
     // SAFETY: the caller's promise.
     let (out, x) = unsafe { (from_raw_parts_mut(out.cast::<T>(), n), from_raw_parts(x[0].cast::<T>(), n)) };
-    for i in 0..n {
-        out[i] = F::both(out[i], x[i]);
-    }
+    take::<F, T>(out, x);
 }
 
 /// The best value so far and where it stood; what an arg-reduction keeps.
@@ -696,6 +701,15 @@ pub fn fold(isa: Isa, op: Reduction, class: DType) -> (TileFn, TileFn) {
         DType::U8 | DType::Bool => of::<S, u8>(op),
         _ => of::<S, f32>(op),
     })
+}
+
+/// What a fold gives for nothing, in the first bytes.
+pub fn neutral(fold: TileFn) -> [u8; 8] {
+    let mut value = 0u64;
+    let place = (&raw mut value).cast::<u8>();
+    // SAFETY: room for one element of any class, and nothing is read.
+    unsafe { fold(place, [place.cast_const(); 3], 0) };
+    value.to_ne_bytes()
 }
 
 /// The loop of a random distribution; operands are i64 tiles of index, key and offset.

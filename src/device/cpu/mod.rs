@@ -1,5 +1,6 @@
 //! The CPU: fused kernels by a tile interpreter, matrix products by packed micro-kernels.
 
+mod compile;
 mod exec;
 mod gemm;
 mod isa;
@@ -8,6 +9,7 @@ mod program;
 mod threads;
 mod tile;
 mod walk;
+mod worker;
 
 pub use memory::{HostAlloc, HostMemory};
 

@@ -1,0 +1,619 @@
+//! From a kernel to a [`Program`]: modes, phases, places, steps.
+
+use super::isa::Isa;
+use super::program::{
+    BLOCK_LANES, Finish, Fold, Gather, KEPT_BYTES, MANY_ROWS, Mode, Phase, Product, Program, SHORT_ROW, Slot, Step,
+    TILE, Target,
+};
+use super::tile::{self, TileFn, class};
+use super::walk::Walk;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::Sort;
+use crate::schedule::{Kernel, Level, Output, Reach, ValueOp, op_weight};
+
+impl Program {
+    /// Compiles a kernel. `in_place` says which outputs are written over an input.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for an op on a dtype that it has no loop for.
+    pub fn compile(kernel: &Kernel, in_place: &[u32], node_dtype: &dyn Fn(u32) -> DType, isa: Isa) -> Result<Program> {
+        Compiler::new(kernel, node_dtype, isa).compile(in_place)
+    }
+}
+
+struct Compiler<'k> {
+    kernel: &'k Kernel,
+    node_dtype: &'k dyn Fn(u32) -> DType,
+    isa: Isa,
+    mode: Mode,
+    /// The value that holds the same tile.
+    alias: Vec<u32>,
+    /// Phase from which on each value can be computed.
+    phase: Vec<usize>,
+    /// Depends on a fold over all rows.
+    late: Vec<bool>,
+    kept: Vec<Option<u32>>,
+    needed: Vec<Vec<bool>>,
+    buffers: Vec<u32>,
+    slots: Vec<Slot>,
+    slot_of: Vec<Option<u32>>,
+    gathers: Vec<Gather>,
+    gather_of: Vec<Option<u32>>,
+    lanes: usize,
+    cursor: usize,
+    fixed: Vec<(u32, usize)>,
+}
+
+impl<'k> Compiler<'k> {
+    fn new(kernel: &'k Kernel, node_dtype: &'k dyn Fn(u32) -> DType, isa: Isa) -> Self {
+        let count = kernel.values.len();
+        let mode = mode(kernel);
+        let mut buffers = kernel.reads();
+        buffers.extend(kernel.outputs.iter().map(|o| o.node));
+        buffers.sort_unstable();
+        buffers.dedup();
+        Compiler {
+            kernel,
+            node_dtype,
+            isa,
+            mode,
+            alias: (0..count as u32).collect(),
+            phase: vec![0; count],
+            late: vec![false; count],
+            kept: vec![None; count],
+            needed: Vec::new(),
+            buffers,
+            slots: Vec::new(),
+            slot_of: vec![None; count],
+            gathers: Vec::new(),
+            gather_of: vec![None; count],
+            lanes: TILE,
+            cursor: 0,
+            fixed: Vec::new(),
+        }
+    }
+
+    fn compile(mut self, in_place: &[u32]) -> Result<Program> {
+        self.alias_and_order();
+        let phases = self.phase.iter().max().map_or(1, |p| p + 1);
+        self.mark_needed(phases);
+        self.choose_lanes();
+        self.place_fixed();
+        let outputs: Vec<Target> = self.kernel.outputs.iter().map(|o| self.target(o)).collect();
+        for v in 0..self.kernel.values.len() as u32 {
+            self.make_slot(v);
+        }
+        let folds = self.folds();
+        let finishes = self.finishes();
+        let uniform = self.scalar_steps(&outputs, false)?;
+        let last = self.scalar_steps(&outputs, true)?;
+        let fixed_bytes = self.cursor;
+        let mut arena = fixed_bytes;
+        let mut compiled = Vec::new();
+        for p in 0..phases {
+            let mut phase = Phase { row: self.row_steps(p, &outputs, &finishes)?, ..Phase::default() };
+            phase.folds =
+                (0..folds.len() as u32).filter(|&f| self.phase[folds[f as usize].source as usize] == p).collect();
+            let bytes = self.element_steps(p, &outputs, in_place, &mut phase, fixed_bytes)?;
+            arena = arena.max(bytes);
+            compiled.push(phase);
+        }
+        let kernel = self.kernel;
+        let kept_sizes = self.kept_sizes();
+        let gemm = kernel.gemm.as_ref().map(|gemm| Product {
+            a: self.buffer(gemm.a.node),
+            b: self.buffer(gemm.b.node),
+            gemm: gemm.clone(),
+            accumulator: kernel.values.iter().position(|v| matches!(v.op, ValueOp::Accumulator)).map(|v| v as u32),
+            isa: self.isa,
+        });
+        let kept_stride = match self.mode {
+            Mode::Columns => kernel.row_len() * self.lanes * 8,
+            _ => kernel.row_len().next_multiple_of(8) * 8,
+        };
+        Ok(Program {
+            mode: self.mode,
+            rows: kernel.rows(),
+            row_len: kernel.row_len(),
+            lanes: self.lanes,
+            spread: self.lanes.min(if self.mode == Mode::Columns { kernel.rows() } else { kernel.row_len() }).max(1),
+            block: (self.mode == Mode::Map).then(|| across_rows(kernel)).flatten(),
+            values: kernel.values.len(),
+            buffers: self.buffers,
+            slots: self.slots,
+            gathers: self.gathers,
+            outputs,
+            folds,
+            finishes,
+            uniform,
+            phases: compiled,
+            last,
+            fixed: self.fixed,
+            fixed_bytes,
+            arena_bytes: arena,
+            kept: kept_sizes,
+            kept_stride,
+            gemm,
+            weight: weight(kernel),
+        })
+    }
+
+    /// Finds values held like their operand, and the phase of each.
+    fn alias_and_order(&mut self) {
+        for (i, value) in self.kernel.values.iter().enumerate() {
+            if let ValueOp::Cast { value: from } = value.op {
+                let from_dtype = self.kernel.values[from as usize].dtype;
+                if tile::cast(self.isa, from_dtype, value.dtype).is_none() {
+                    self.alias[i] = self.alias[from as usize];
+                }
+            }
+            let (mut phase, mut late) = (0, matches!(value.op, ValueOp::Finish { .. }));
+            for v in value.op.operands() {
+                phase = phase.max(self.phase[v as usize]);
+                late |= self.late[v as usize];
+            }
+            let folds = matches!(value.op, ValueOp::Reduce { .. });
+            self.phase[i] = phase + folds as usize;
+            self.late[i] = late;
+        }
+    }
+
+    fn level(&self, v: u32) -> Level {
+        self.kernel.values[v as usize].level
+    }
+
+    fn is(&self, v: u32) -> u32 {
+        self.alias[v as usize]
+    }
+
+    /// Operands, through aliases.
+    fn operands(&self, v: u32) -> Vec<u32> {
+        self.kernel.values[v as usize].op.operands().map(|o| self.is(o)).collect()
+    }
+
+    /// A load costs no more a second time than keeping its result would.
+    fn repeats(&self, v: u32) -> bool {
+        matches!(self.kernel.values[v as usize].op, ValueOp::Load { .. } | ValueOp::Index { .. })
+    }
+
+    /// For each phase, the element values computed or used in it; what an earlier one computed is kept.
+    fn mark_needed(&mut self, phases: usize) {
+        let count = self.kernel.values.len();
+        self.needed = vec![vec![false; count]; phases];
+        for p in (0..phases).rev() {
+            let mut list: Vec<u32> = Vec::new();
+            for v in 0..count as u32 {
+                let op = self.kernel.values[v as usize].op;
+                match op {
+                    ValueOp::Reduce { value, .. } if self.phase[value as usize] == p => list.push(self.is(value)),
+                    _ => {}
+                }
+                if self.kept[v as usize].is_some() && self.phase[v as usize] == p {
+                    list.push(v);
+                }
+            }
+            for output in &self.kernel.outputs {
+                let v = self.is(output.value);
+                if output_level(self.kernel, output) == Level::Element && self.phase[v as usize] == p {
+                    list.push(v);
+                }
+            }
+            while let Some(v) = list.pop() {
+                if self.level(v) != Level::Element || std::mem::replace(&mut self.needed[p][v as usize], true) {
+                    continue;
+                }
+                if self.phase[v as usize] < p && !self.repeats(v) {
+                    let next = self.kept.iter().flatten().count() as u32;
+                    self.kept[v as usize].get_or_insert(next);
+                } else {
+                    list.extend(self.operands(v));
+                }
+            }
+        }
+    }
+
+    fn kept_sizes(&self) -> Vec<usize> {
+        let mut sizes = vec![0; self.kept.iter().flatten().count()];
+        for (v, kept) in self.kept.iter().enumerate() {
+            if let Some(kept) = kept {
+                sizes[*kept as usize] = self.size(v as u32);
+            }
+        }
+        sizes
+    }
+
+    fn choose_lanes(&mut self) {
+        if self.mode == Mode::Columns {
+            let kept: usize = self.kept_sizes().iter().sum();
+            let fit = KEPT_BYTES / (kept * self.kernel.row_len()).max(1);
+            let rows = self.kernel.rows().next_multiple_of(16);
+            self.lanes = fit.next_multiple_of(16).min(rows).clamp(16, TILE);
+        }
+    }
+
+    fn size(&self, v: u32) -> usize {
+        class(self.kernel.values[v as usize].dtype).size()
+    }
+
+    fn reserve(&mut self, bytes: usize) -> usize {
+        let at = self.cursor;
+        self.cursor += bytes.next_multiple_of(64);
+        at
+    }
+
+    /// Places values that outlive a tile: all that are not elements.
+    fn place_fixed(&mut self) {
+        for v in 0..self.kernel.values.len() as u32 {
+            if self.level(v) != Level::Element && self.is(v) == v {
+                let at = self.reserve(self.lanes * self.size(v).max(8));
+                self.fixed.push((v, at));
+            }
+        }
+    }
+
+    fn fixed_place(&self, v: u32) -> usize {
+        self.fixed.iter().find(|&&(value, _)| value == v).map_or(0, |&(_, at)| at)
+    }
+
+    fn buffer(&self, node: u32) -> usize {
+        self.buffers.binary_search(&node).unwrap_or(0)
+    }
+
+    fn slot(&self, node: Option<u32>, dtype: DType, reach: &Reach, convert: Option<TileFn>) -> Slot {
+        let (outer, inner) = (Walk::new(&self.kernel.outer, &reach.outer), Walk::new(&self.kernel.inner, &reach.inner));
+        let (walk, other) = if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) };
+        Slot { buffer: node.map_or(0, |n| self.buffer(n)), dtype, convert, offset: reach.offset, walk, other }
+    }
+
+    fn make_slot(&mut self, v: u32) {
+        let value = &self.kernel.values[v as usize];
+        let (node, reach) = match value.op {
+            ValueOp::Load { node, reach } | ValueOp::Gather { node, reach, .. } => (Some(node), reach),
+            ValueOp::Index { reach } => (None, reach),
+            _ => return,
+        };
+        let dtype = node.map_or(DType::I64, |n| (self.node_dtype)(n));
+        let slot = self.slot(node, dtype, &reach, tile::load(self.isa, dtype));
+        self.slot_of[v as usize] = Some(self.slots.len() as u32);
+        if let ValueOp::Gather { index, stride, limit, .. } = value.op {
+            let index_dtype = class(self.kernel.values[index as usize].dtype);
+            self.gather_of[v as usize] = Some(self.gathers.len() as u32);
+            let (slot, index, node) = (self.slots.len(), self.is(index), value.node);
+            self.gathers.push(Gather { slot, index, index_dtype, stride, limit, node });
+        }
+        self.slots.push(slot);
+    }
+
+    fn target(&self, output: &Output) -> Target {
+        let convert = tile::store(self.isa, output.dtype);
+        Target {
+            slot: self.slot(Some(output.node), output.dtype, &output.reach, convert),
+            level: output_level(self.kernel, output),
+        }
+    }
+
+    fn folds(&mut self) -> Vec<Fold> {
+        let mut folds = Vec::new();
+        for (v, value) in self.kernel.values.iter().enumerate() {
+            let ValueOp::Reduce { op, value: source } = value.op else { continue };
+            let class = class(self.kernel.values[source as usize].dtype);
+            let (fold, accumulate) = tile::fold(self.isa, op, class);
+            let room = self.lanes * 16;
+            let (partial, segment) = (self.reserve(64), self.reserve(room));
+            let arg = op.is_arg().then(|| tile::arg_fns(op, class));
+            let total = if op.is_arg() { self.reserve(room) } else { self.fixed_place(v as u32) };
+            let source = self.is(source);
+            let neutral = tile::neutral(fold);
+            folds.push(Fold {
+                value: v as u32,
+                source,
+                class,
+                fold,
+                accumulate,
+                neutral,
+                arg,
+                partial,
+                segment,
+                total,
+            });
+        }
+        folds
+    }
+
+    fn finishes(&self) -> Vec<Finish> {
+        let finish = |(v, value): (usize, &crate::schedule::Value)| {
+            let ValueOp::Finish { op, .. } = value.op else { return None };
+            let class = class(value.dtype);
+            let (fold, accumulate) = tile::fold(self.isa, op, class);
+            Some(Finish { value: v as u32, class, fold, accumulate })
+        };
+        self.kernel.values.iter().enumerate().filter_map(finish).collect()
+    }
+
+    /// The step that computes a value; `None` for what others provide.
+    fn step(&self, v: u32) -> Result<Option<Step>> {
+        let value = &self.kernel.values[v as usize];
+        let slot = self.slot_of[v as usize].unwrap_or(0);
+        let call = |f: TileFn, operands: &[u32]| {
+            let mut list = [self.is(operands[0]); 3];
+            list.iter_mut().zip(operands).for_each(|(slot, &o)| *slot = self.is(o));
+            Some(Step::Call { value: v, f, operands: list })
+        };
+        let dtype_of = |v: u32| self.kernel.values[v as usize].dtype;
+        Ok(match value.op {
+            ValueOp::Load { .. } => {
+                let s = &self.slots[slot as usize];
+                let direct = s.convert.is_none() && s.walk.is_contiguous() && value.level == Level::Element;
+                Some(if direct { Step::Point { value: v, slot } } else { Step::Load { value: v, slot } })
+            }
+            ValueOp::Index { .. } => Some(Step::Index { value: v, slot }),
+            ValueOp::Scalar { param } => Some(Step::Param { value: v, param, class: class(value.dtype) }),
+            ValueOp::Random { kind, index, param } => {
+                Some(Step::Random { value: v, f: tile::random(self.isa, kind), index: self.is(index), param })
+            }
+            ValueOp::Elementwise { op, operands } => {
+                let on = match op.sort() {
+                    Sort::Cmp | Sort::Test => dtype_of(operands[0]),
+                    _ => value.dtype,
+                };
+                let f = tile::elementwise(self.isa, op, on)
+                    .ok_or_else(|| Error::internal("cpu::program", format!("{} has no loop for {on}", op.name())))?;
+                call(f, &operands[..op.arity()])
+            }
+            ValueOp::Cast { value: from } => {
+                tile::cast(self.isa, dtype_of(from), value.dtype).and_then(|f| call(f, &[from]))
+            }
+            ValueOp::Round { value: from } => call(tile::round(self.isa, value.dtype), &[from]),
+            ValueOp::Bound { value: from, limit } => Some(Step::Bound {
+                value: v,
+                source: self.is(from),
+                class: class(value.dtype),
+                limit,
+                node: value.node,
+            }),
+            ValueOp::Gather { .. } => Some(Step::Gather { value: v, gather: self.gather_of[v as usize].unwrap_or(0) }),
+            ValueOp::Reduce { .. } | ValueOp::Finish { .. } | ValueOp::Accumulator => None,
+        })
+    }
+
+    /// Whether a value that is not an element is read by whole tiles.
+    fn spreads(&self, v: u32) -> bool {
+        let own = self.level(v);
+        let wide = |level: Level| match self.mode {
+            Mode::Columns => level > Level::Uniform && own == Level::Uniform,
+            _ => level == Level::Element && own != Level::Element,
+        };
+        // A fold reads elements, whatever its operand's level.
+        let reader = |u: u32| if folds_element(self.kernel, u) { Level::Element } else { self.level(u) };
+        let read = (0..self.kernel.values.len() as u32).any(|u| self.operands(u).contains(&v) && wide(reader(u)));
+        read || self.kernel.outputs.iter().any(|o| self.is(o.value) == v && wide(output_level(self.kernel, o)))
+    }
+
+    fn push_scalar(&self, v: u32, steps: &mut Vec<Step>) -> Result<()> {
+        if self.is(v) == v {
+            steps.extend(self.step(v)?);
+            if self.spreads(v) {
+                steps.push(Step::Spread { value: v, size: self.size(v) as u32 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps for what is computed once: before the rows, or (`late`) after them.
+    fn scalar_steps(&self, outputs: &[Target], late: bool) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        for v in 0..self.kernel.values.len() as u32 {
+            if self.level(v) == Level::Uniform && self.late[v as usize] == late {
+                self.push_scalar(v, &mut steps)?;
+            }
+        }
+        // Nothing but this stores uniform values: they may depend on all rows.
+        if late {
+            for (o, output) in self.kernel.outputs.iter().enumerate() {
+                if outputs[o].level == Level::Uniform {
+                    steps.push(Step::Store { value: self.is(output.value), output: o as u32 });
+                }
+            }
+        }
+        Ok(steps)
+    }
+
+    fn row_steps(&self, p: usize, outputs: &[Target], finishes: &[Finish]) -> Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        for v in 0..self.kernel.values.len() as u32 {
+            if self.level(v) == Level::Row && self.phase[v as usize] == p {
+                self.push_scalar(v, &mut steps)?;
+            }
+        }
+        for (o, output) in self.kernel.outputs.iter().enumerate() {
+            let v = self.is(output.value);
+            if outputs[o].level == Level::Row && self.phase[v as usize] == p {
+                steps.push(Step::Store { value: v, output: o as u32 });
+            }
+        }
+        for (f, finish) in finishes.iter().enumerate() {
+            let ValueOp::Finish { value, .. } = self.kernel.values[finish.value as usize].op else { continue };
+            if self.phase[value as usize] == p {
+                steps.push(Step::Note { value: self.is(value), finish: f as u32 });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Steps over the elements of phase `p`, and the arena bytes they need.
+    fn element_steps(
+        &self,
+        p: usize,
+        outputs: &[Target],
+        in_place: &[u32],
+        phase: &mut Phase,
+        from: usize,
+    ) -> Result<usize> {
+        let here: Vec<u32> = (0..self.kernel.values.len() as u32).filter(|&v| self.needed[p][v as usize]).collect();
+        let stores: Vec<(usize, u32)> = self
+            .kernel
+            .outputs
+            .iter()
+            .enumerate()
+            .filter(|&(o, output)| {
+                outputs[o].level == Level::Element && self.phase[self.is(output.value) as usize] == p
+            })
+            .map(|(o, output)| (o, self.is(output.value)))
+            .collect();
+        let mut last_use = vec![0usize; self.kernel.values.len()];
+        for (i, &v) in here.iter().enumerate() {
+            self.operands(v).into_iter().for_each(|o| last_use[o as usize] = i);
+        }
+        for &v in stores.iter().map(|(_, v)| v) {
+            last_use[v as usize] = usize::MAX;
+        }
+        let mut tiles = Tiles { lanes: self.lanes, next: from, free: Vec::new() };
+        for (i, &v) in here.iter().enumerate() {
+            let kept = self.kept[v as usize];
+            if let Some(kept) = kept {
+                phase.element.push(Step::Kept { value: v, kept });
+            }
+            if kept.is_none() || self.phase[v as usize] == p {
+                let step = self.step(v)?;
+                let aim = self.aims(v, &stores, outputs, in_place, step.as_ref());
+                if let Some(output) = aim {
+                    phase.element.push(Step::Aim { value: v, output });
+                } else if kept.is_none() && !matches!(step, Some(Step::Point { .. }) | None) {
+                    phase.places.push((v, tiles.take(self.size(v))));
+                }
+                phase.element.extend(step);
+            }
+            self.push_folds(v, p, &mut phase.element);
+            for o in self.operands(v).into_iter().chain([v]) {
+                if last_use[o as usize] <= i && !self.folded(o, p) {
+                    tiles.give(o, &phase.places, self.size(o));
+                }
+            }
+        }
+        // Folds of what is the same in every step of the row.
+        for v in (0..self.kernel.values.len() as u32).filter(|&v| self.level(v) != Level::Element) {
+            self.push_folds(v, p, &mut phase.element);
+        }
+        for &(o, v) in &stores {
+            let aimed = phase.element.iter().any(|s| matches!(s, Step::Aim { output, .. } if *output == o as u32));
+            if !aimed {
+                phase.element.push(Step::Store { value: v, output: o as u32 });
+            }
+        }
+        Ok(tiles.next)
+    }
+
+    fn folded(&self, v: u32, p: usize) -> bool {
+        self.kernel.values.iter().any(|u| {
+            matches!(u.op, ValueOp::Reduce { value, .. } if self.is(value) == v) && self.phase[v as usize] == p
+        })
+    }
+
+    fn push_folds(&self, v: u32, p: usize, steps: &mut Vec<Step>) {
+        let mut fold = 0;
+        for value in &self.kernel.values {
+            if let ValueOp::Reduce { value: source, .. } = value.op {
+                if self.is(source) == v && self.phase[v as usize] == p {
+                    steps.push(Step::Fold { fold });
+                }
+                fold += 1;
+            }
+        }
+    }
+
+    /// The output whose memory can serve as the value's tile.
+    fn aims(
+        &self,
+        v: u32,
+        stores: &[(usize, u32)],
+        outputs: &[Target],
+        in_place: &[u32],
+        step: Option<&Step>,
+    ) -> Option<u32> {
+        let computed = matches!(step, Some(Step::Call { .. } | Step::Random { .. } | Step::Index { .. }));
+        let fits = |o: usize| {
+            let slot = &outputs[o].slot;
+            slot.convert.is_none() && slot.walk.is_contiguous() && !in_place.contains(&self.kernel.outputs[o].node)
+        };
+        let (o, _) = *stores.iter().find(|&&(o, value)| value == v && fits(o))?;
+        (computed && self.kept[v as usize].is_none()).then_some(o as u32)
+    }
+}
+
+/// Tiles of one phase, given out and taken back.
+struct Tiles {
+    lanes: usize,
+    next: usize,
+    free: Vec<(usize, usize)>,
+}
+
+impl Tiles {
+    fn take(&mut self, size: usize) -> usize {
+        if let Some(i) = self.free.iter().position(|&(_, s)| s == size) {
+            return self.free.swap_remove(i).0;
+        }
+        let at = self.next;
+        self.next += (self.lanes * size).next_multiple_of(64);
+        at
+    }
+
+    fn give(&mut self, v: u32, places: &[(u32, usize)], size: usize) {
+        if let Some(&(_, at)) = places.iter().find(|&&(value, _)| value == v)
+            && !self.free.iter().any(|&(free, _)| free == at)
+        {
+            self.free.push((at, size));
+        }
+    }
+}
+
+/// How often an output is written.
+fn output_level(kernel: &Kernel, output: &Output) -> Level {
+    let reached = match output.reach {
+        r if r.inner.iter().any(|&s| s != 0) => Level::Element,
+        r if r.outer.iter().any(|&s| s != 0) => Level::Row,
+        _ => Level::Uniform,
+    };
+    reached.max(kernel.values[output.value as usize].level)
+}
+
+/// Whether value `u` folds elements.
+fn folds_element(kernel: &Kernel, u: u32) -> bool {
+    matches!(kernel.values[u as usize].op, ValueOp::Reduce { .. })
+}
+
+fn mode(kernel: &Kernel) -> Mode {
+    if !kernel.has_reduce() && kernel.outer.is_empty() {
+        return Mode::Map;
+    }
+    let (rows, row_len) = (kernel.rows(), kernel.row_len());
+    if rows < MANY_ROWS {
+        return Mode::Rows;
+    }
+    // The stride of the innermost loop on each side, for the first thing that varies along both.
+    let stride = |side: &[isize]| side.last().copied().unwrap_or(0);
+    let across = kernel.values.iter().any(|v| match v.op {
+        ValueOp::Load { reach, .. } => stride(&reach.inner).abs() > 1 && stride(&reach.outer) == 1,
+        _ => false,
+    });
+    if across || row_len < SHORT_ROW { Mode::Columns } else { Mode::Rows }
+}
+
+/// The innermost extent of a map, if some memory is walked in larger steps along it than along the
+/// loops around: then lines are read again for each of many rows.
+fn across_rows(kernel: &Kernel) -> Option<usize> {
+    let row = *kernel.inner.last().filter(|&&row| row >= 2 * BLOCK_LANES && kernel.inner.len() > 1)?;
+    let across = |reach: &Reach| reach.inner.last().is_some_and(|s| s.abs() > 1);
+    let loads = kernel.values.iter().any(|v| matches!(&v.op, ValueOp::Load { reach, .. } if across(reach)));
+    (loads || kernel.outputs.iter().any(|o| across(&o.reach))).then_some(row)
+}
+
+fn weight(kernel: &Kernel) -> usize {
+    let of = |v: &crate::schedule::Value| match v.op {
+        ValueOp::Elementwise { op, .. } if v.level == Level::Element => op_weight(op),
+        ValueOp::Random { .. } => 40,
+        ValueOp::Gather { .. } => 8,
+        _ => 1,
+    };
+    kernel.values.iter().map(of).sum()
+}

@@ -98,7 +98,7 @@ pub enum Error {
         reason: String,
     },
     /// Memory could not be had.
-    #[error("out of memory on {device}: {requested} bytes asked for, {in_use} in use, limit {limit}")]
+    #[error("out of memory on {device}: {requested} bytes asked for, {in_use} in use, {}", limit_text(*.limit))]
     OutOfMemory {
         /// The device.
         device: String,
@@ -125,6 +125,10 @@ pub enum Error {
         /// Which invariant.
         reason: String,
     },
+}
+
+fn limit_text(limit: usize) -> String {
+    if limit == usize::MAX { "no limit set".into() } else { format!("limit {limit}") }
 }
 
 impl Error {

@@ -111,8 +111,8 @@ pub fn machine(device: &Device) -> String {
 /// A number of elements: `1K`, `100K`, `1M`.
 pub fn count(n: usize) -> String {
     match n {
-        1_000_000.. if n % 1_000_000 == 0 => format!("{}M", n / 1_000_000),
-        1000.. if n % 1000 == 0 => format!("{}K", n / 1000),
+        1_000_000.. if n.is_multiple_of(1_000_000) => format!("{}M", n / 1_000_000),
+        1000.. if n.is_multiple_of(1000) => format!("{}K", n / 1000),
         _ => n.to_string(),
     }
 }

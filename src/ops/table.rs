@@ -146,11 +146,11 @@ fn gelu_erf_slope<E: Expr>(x: E) -> E {
 #[doc(hidden)]
 macro_rules! for_each_elementwise { ($with:ident) => { $with! {
     /// Sum.
-    Add add(a, b) Num Rounds { msl: "a + b", cpu: a + b, int: a.add(b), grad: |g, y| [g, g] }
+    Add add(a, b) Num Rounds { msl: "tl_add(a, b)", cpu: a + b, int: a.add(b), grad: |g, y| [g, g] }
     /// Difference.
-    Sub sub(a, b) Num Rounds { msl: "a - b", cpu: a - b, int: a.sub(b), grad: |g, y| [g, -g] }
+    Sub sub(a, b) Num Rounds { msl: "tl_sub(a, b)", cpu: a - b, int: a.sub(b), grad: |g, y| [g, -g] }
     /// Product.
-    Mul mul(a, b) Num Rounds { msl: "a * b", cpu: a * b, int: a.mul(b), grad: |g, y| [g * b, g * a] }
+    Mul mul(a, b) Num Rounds { msl: "tl_mul(a, b)", cpu: a * b, int: a.mul(b), grad: |g, y| [g * b, g * a] }
     /// Quotient. Integers round towards zero, and a zero divisor gives 0.
     Div div(a, b) Num Rounds { msl: "tl_div(a, b)", cpu: a / b, int: a.div(b), grad: |g, y| [g / b, -(g * y / b)] }
     /// Remainder with the sign of the dividend. An integer zero divisor gives 0.
@@ -171,7 +171,7 @@ macro_rules! for_each_elementwise { ($with:ident) => { $with! {
                       lo.if_gt(hi, g.lit(0.0), lo.if_gt(x, g, g.lit(0.0))),
                       lo.if_gt(hi, g, x.if_gt(hi, g, g.lit(0.0)))] }
     /// Negation.
-    Neg neg(x) Num Exact { msl: "-x", cpu: -x, int: I::of(0).sub(x), grad: |g, y| [-g] }
+    Neg neg(x) Num Exact { msl: "tl_neg(x)", cpu: -x, int: I::of(0).sub(x), grad: |g, y| [-g] }
     /// Absolute value.
     Abs abs(x) Num Exact { msl: "tl_abs(x)", cpu: x.abs(), int: if x < I::of(0) { I::of(0).sub(x) } else { x },
         grad: |g, y| [g * x.unary(Elementwise::Sign)] }
@@ -179,7 +179,7 @@ macro_rules! for_each_elementwise { ($with:ident) => { $with! {
     Sign sign(x) Num Decides { msl: "tl_sign(x)", cpu: x.sign(),
         int: if x < I::of(0) { I::of(0).sub(I::of(1)) } else { I::of((x > I::of(0)) as u8) }, grad: |g, y| [g.lit(0.0)] }
     /// Square.
-    Sqr sqr(x) Num Rounds { msl: "x * x", cpu: x * x, int: x.mul(x), grad: |g, y| [g * x * 2.0] }
+    Sqr sqr(x) Num Rounds { msl: "tl_mul(x, x)", cpu: x * x, int: x.mul(x), grad: |g, y| [g * x * 2.0] }
     /// Rectifier: max(x, 0); NaN stays NaN.
     Relu relu(x) Num Exact { msl: "tl_relu(x)", cpu: R::select(x < R::c(0.0), R::c(0.0), x), int: x.max(I::of(0)),
         grad: |g, y| [x.if_gt(x.lit(0.0), g, g.lit(0.0))] }

@@ -126,14 +126,12 @@ impl Tensor {
     /// A step of 0, bounds that are not finite, too many elements.
     #[track_caller]
     pub fn arange_step<T: Number>(start: T, end: T, step: T, device: &Device) -> Result<Tensor> {
-        let (first, last, by) = (start.to_f64(), end.to_f64(), step.to_f64());
-        let count = ((last - first) / by).ceil();
-        if by == 0.0 || !count.is_finite() {
-            return Err(Error::arg("arange", format!("from {first} to {last} in steps of {by} never ends")));
-        }
-        let shape = Shape::new(&[count.max(0.0) as usize])?;
-        let mut values = host_vec(shape.numel())?;
-        values.iter_mut().enumerate().for_each(|(i, v)| *v = T::from_f64(first + i as f64 * by));
+        let count = T::steps(start, end, step).ok_or_else(|| {
+            Error::arg("arange", format!("from {start:?} to {end:?} in steps of {step:?} never ends"))
+        })?;
+        let shape = Shape::new(&[count])?;
+        let mut values = host_vec(count)?;
+        values.iter_mut().enumerate().for_each(|(i, v)| *v = T::at(start, step, i));
         Tensor::from_vec(values, shape, device)
     }
 
@@ -218,22 +216,49 @@ pub(super) fn host_vec<T: Element>(n: usize) -> Result<Vec<T>> {
 pub trait Number: Element {
     /// The nearest value.
     fn from_f64(x: f64) -> Self;
+
+    /// How many of `start, start + step, ...` stand before `end`; `None` where that never ends. Computed in
+    /// f64 for floats, exactly for integers.
+    fn steps(start: Self, end: Self, step: Self) -> Option<usize>;
+
+    /// `start + i * step`.
+    fn at(start: Self, step: Self, i: usize) -> Self;
 }
 
-macro_rules! number {
+macro_rules! float_number {
     ($($t:ty => |$x:ident| $e:expr;)+) => {$(
         impl Number for $t {
             fn from_f64($x: f64) -> Self { $e }
+            fn steps(start: Self, end: Self, step: Self) -> Option<usize> {
+                let count = ((end.to_f64() - start.to_f64()) / step.to_f64()).ceil();
+                (step.to_f64() != 0.0 && count.is_finite()).then_some(count.max(0.0) as usize)
+            }
+            fn at(start: Self, step: Self, i: usize) -> Self {
+                Self::from_f64(start.to_f64() + i as f64 * step.to_f64())
+            }
         }
     )+};
 }
-number! {
+float_number! {
     half::f16 => |x| half::f16::from_f64(x);
     half::bf16 => |x| half::bf16::from_f64(x);
     f32 => |x| x as f32;
     f64 => |x| x;
-    i64 => |x| x as i64;
-    i32 => |x| x as i32;
-    u32 => |x| x as u32;
-    u8 => |x| x as u8;
 }
+
+macro_rules! integer_number {
+    ($($t:ty)+) => {$(
+        impl Number for $t {
+            fn from_f64(x: f64) -> Self { x as $t }
+            fn steps(start: Self, end: Self, step: Self) -> Option<usize> {
+                let (from, to, by) = (start as i128, end as i128, step as i128);
+                match by.signum() {
+                    0 => None,
+                    sign => usize::try_from(((to - from) * sign).max(0).unsigned_abs().div_ceil(by.unsigned_abs())).ok(),
+                }
+            }
+            fn at(start: Self, step: Self, i: usize) -> Self { (start as i128 + i as i128 * step as i128) as $t }
+        }
+    )+};
+}
+integer_number!(i64 i32 u32 u8);

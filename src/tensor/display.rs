@@ -16,7 +16,7 @@ impl Display for Tensor {
             Ok(cells) => {
                 let width = cells.iter().map(|c| c.chars().count()).max().unwrap_or(0);
                 let mut text = String::from("tensor(");
-                write_level(self.dims(), self.numel() > THRESHOLD, &mut cells.iter(), width, 7, &mut text)?;
+                write_level(self.dims(), self.numel() > THRESHOLD, &mut cells.iter(), width, 8, &mut text)?;
                 write!(f, "{text}, dtype={}", self.dtype())?;
                 if self.numel() == 0 && self.rank() != 1 {
                     write!(f, ", shape={}", self.shape())?;

@@ -79,7 +79,8 @@ impl Tensor {
         let rest = match known {
             Some(known) if known > 0 && self.numel().is_multiple_of(known) => self.numel() / known,
             _ if unknown == 0 => 0,
-            _ => return bad(format!("sizes {sizes:?}: what -1 stands for cannot be known")),
+            Some(0) => return bad(format!("sizes {sizes:?}: anything could stand for -1 beside a 0")),
+            _ => return bad(format!("sizes {sizes:?} do not divide {} elements", self.numel())),
         };
         let sizes: Vec<usize> = sizes.iter().map(|&s| if s == -1 { rest } else { s as usize }).collect();
         self.reshape(sizes)

@@ -21,7 +21,7 @@ on_every_device! {
 const SIZES: [usize; 12] = [0, 1, 31, 32, 33, 1023, 1024, 1025, 16383, 16384, 16385, 100_000];
 
 /// Calls the method of an op.
-fn apply(op: Elementwise, operands: &[Tensor]) -> Result<Tensor> {
+pub(crate) fn apply(op: Elementwise, operands: &[Tensor]) -> Result<Tensor> {
     use Elementwise::*;
     let [a, b, c] = [0, 1, 2].map(|i| operands.get(i).unwrap_or(&operands[0]));
     match op {

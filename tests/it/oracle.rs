@@ -165,6 +165,17 @@ pub fn sum_slack(magnitude: f64, dtype: DType) -> f64 {
     4.0 * unit(dtype) * magnitude
 }
 
+/// The sum of many terms, by Kahan's method (1965): more exact than what is tested against it.
+pub fn total(terms: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut lost) = (0.0, 0.0);
+    for term in terms {
+        let term = term - lost;
+        let next: f64 = sum + term;
+        (sum, lost) = (next, next - sum - term);
+    }
+    sum
+}
+
 /// Splitmix64 (Steele, Lea and Flood 2014).
 pub struct Rng(pub u64);
 
@@ -198,7 +209,7 @@ impl Rng {
             1 | 2 => self.tame(dtype),
             _ if dtype.is_float() => {
                 let magnitude = self.between(-20.0, 20.0).exp2();
-                Value::Float(if self.bits() % 2 == 0 { magnitude } else { -magnitude }).stored(dtype)
+                Value::Float(if self.bits().is_multiple_of(2) { magnitude } else { -magnitude }).stored(dtype)
             }
             _ => wrapped(self.bits().into(), dtype),
         }

@@ -1,7 +1,7 @@
 //! Every reduction over every set of axes, on every dtype.
 
 use crate::oracle::{
-    Array, Value, assert_close, assert_equal, dtypes, indices, on_every_device, position, sum_slack, unit, wrapped,
+    Array, Value, assert_close, assert_equal, dtypes, on_every_device, sum_slack, total, unit, wrapped,
 };
 use half::f16;
 use std::cmp::Ordering;
@@ -56,7 +56,7 @@ const REDUCTIONS: [Reduction; 7] = [
         inputs: |dtype, dims| Array::tame(dtype, dims, 21),
         of_nothing: true,
         of_row: |row, dtype| match dtype.is_float() {
-            true => Want::near(total(row, |x| x), sum_slack(total(row, f64::abs), dtype)),
+            true => Want::near(sum(row, |x| x), sum_slack(sum(row, f64::abs), dtype)),
             false => Want::exact(wrapped(row.iter().map(|v| v.int()).sum(), DType::I64)),
         },
     },
@@ -89,7 +89,7 @@ const REDUCTIONS: [Reduction; 7] = [
         of_nothing: true,
         of_row: |row, dtype| {
             let count = row.len() as f64;
-            Want::near(total(row, |x| x) / count, sum_slack(total(row, f64::abs) / count, dtype))
+            Want::near(sum(row, |x| x) / count, sum_slack(sum(row, f64::abs) / count, dtype))
         },
     },
     Reduction {
@@ -122,7 +122,7 @@ const REDUCTIONS: [Reduction; 7] = [
         of_nothing: true,
         of_row: |row, dtype| {
             let variance = variance(row, 1.0);
-            Want::near(variance, 16.0 * unit(dtype) * variance)
+            Want::near(variance, variance_slack(variance, dtype))
         },
     },
     Reduction {
@@ -135,13 +135,13 @@ const REDUCTIONS: [Reduction; 7] = [
         of_nothing: true,
         of_row: |row, dtype| {
             let deviation = variance(row, 1.0).sqrt();
-            Want::near(deviation, 16.0 * unit(dtype) * deviation)
+            Want::near(deviation, unit(dtype) * (16.0 * deviation + 8.0))
         },
     },
 ];
 
 /// Around a vector's lanes, a tile and a segment, along rows and along columns.
-const SHAPES: [&[usize]; 36] = [
+const SHAPES: [&[usize]; 35] = [
     &[],
     &[0],
     &[1],
@@ -156,7 +156,6 @@ const SHAPES: [&[usize]; 36] = [
     &[16385],
     &[100_000],
     &[1, 100_000],
-    &[100_000, 1],
     &[3, 40_000],
     &[40_000, 3],
     &[7, 1025],
@@ -181,14 +180,19 @@ const SHAPES: [&[usize]; 36] = [
 ];
 
 /// The sum of a function of the elements.
-fn total(row: &[Value], f: impl Fn(f64) -> f64) -> f64 {
-    row.iter().map(|v| f(v.float())).sum()
+fn sum(row: &[Value], f: impl Fn(f64) -> f64) -> f64 {
+    total(row.iter().map(|v| f(v.float())))
 }
 
 /// The sum of the squared distances to the mean, divided by the count less `correction`.
 fn variance(row: &[Value], correction: f64) -> f64 {
-    let mean = total(row, |x| x) / row.len() as f64;
-    total(row, |x| (x - mean).powi(2)) / (row.len() as f64 - correction).max(0.0)
+    let mean = sum(row, |x| x) / row.len() as f64;
+    sum(row, |x| (x - mean).powi(2)) / (row.len() as f64 - correction).max(0.0)
+}
+
+/// How far the variance of tame numbers may be off: each distance to the mean rounds relative to numbers up to 2.
+fn variance_slack(variance: f64, dtype: DType) -> f64 {
+    unit(dtype) * (16.0 * variance + 8.0 * variance.sqrt())
 }
 
 /// The position of the first element that is `Greater` (or `Less`) than all before it, or of the first NaN.
@@ -226,9 +230,12 @@ fn sets_of_axes(rank: usize) -> impl Iterator<Item = Vec<usize>> {
 fn rows(x: &Array, axes: &[usize]) -> (Vec<usize>, Vec<Vec<Value>>) {
     let kept: Vec<usize> = (0..x.dims.len()).map(|d| if axes.contains(&d) { 1 } else { x.dims[d] }).collect();
     let mut rows = vec![Vec::new(); kept.iter().product()];
-    for (mut index, &value) in indices(&x.dims).zip(&x.values) {
-        axes.iter().for_each(|&axis| index[axis] = 0);
-        rows[position(&kept, &index)].push(value);
+    for (at, &value) in x.values.iter().enumerate() {
+        // The index is peeled off `at` from the last dimension on; the axes do not count.
+        let (_, _, row) = x.dims.iter().zip(&kept).rfold((at, 1, 0), |(at, stride, row), (&size, &kept)| {
+            (at / size, stride * kept, row + at % size % kept * stride)
+        });
+        rows[row].push(value);
     }
     (kept, rows)
 }
@@ -275,22 +282,23 @@ fn positions_along_every_axis(device: &Device) {
         if dtype.is_float() { tame.map(f64::round) } else { tame }
     }
     const INPUTS: [fn(DType, &[usize]) -> Array; 3] = [ties, without_nan, |dtype, dims| Array::wild(dtype, dims, 30)];
-    for (name, [drop, keep], best) in POSITIONS {
-        for dtype in dtypes(device, |_| true) {
-            for (dims, inputs) in SHAPES.into_iter().flat_map(|dims| INPUTS.map(|inputs| (dims, inputs))) {
-                let x = inputs(dtype, dims);
-                let tensor = x.upload(device);
-                for dim in 0..dims.len() {
-                    let (kept, rows) = rows(&x, &[dim]);
+    for dtype in dtypes(device, |_| true) {
+        for (dims, inputs) in SHAPES.into_iter().flat_map(|dims| INPUTS.map(|inputs| (dims, inputs))) {
+            let x = inputs(dtype, dims);
+            let tensor = x.upload(device);
+            for dim in 0..dims.len() {
+                let (kept, rows) = rows(&x, &[dim]);
+                for (name, [drop, keep], best) in POSITIONS {
                     let what = format!("{name} of {dtype} {dims:?} along {dim}");
+                    let (dropped, same) = (drop(&tensor, dim), keep(&tensor, dim));
                     if rows.iter().any(Vec::is_empty) {
-                        assert!(drop(&tensor, dim).is_err() && keep(&tensor, dim).is_err(), "{what}");
+                        assert!(dropped.is_err() && same.is_err(), "{what}");
                         continue;
                     }
-                    let want =
-                        |dims: &[usize]| Array::ints(DType::I64, dims, rows.iter().map(|row| first(row, best) as i64));
-                    assert_equal(&what, drop(&tensor, dim), &want(&without(dims, &[dim])));
-                    assert_equal(format!("{what}, kept"), keep(&tensor, dim), &want(&kept));
+                    let firsts: Vec<i64> = rows.iter().map(|row| first(row, best) as i64).collect();
+                    let want = |dims: &[usize]| Array::ints(DType::I64, dims, firsts.iter().copied());
+                    assert_equal(&what, dropped, &want(&without(dims, &[dim])));
+                    assert_equal(format!("{what}, kept"), same, &want(&kept));
                 }
             }
         }
@@ -305,7 +313,7 @@ fn variance_with_corrections(device: &Device) {
             let wants: Vec<f64> = rows.iter().map(|row| variance(row, correction as f64)).collect();
             let want = Array::new(dtype, &[5], wants.iter().map(|&x| Value::Float(x)).collect());
             let got = x.upload(device).var_with(1, correction);
-            assert_close(format!("{dtype}, less {correction}"), got, &want, |i| 16.0 * unit(dtype) * wants[i]);
+            assert_close(format!("{dtype}, less {correction}"), got, &want, |i| variance_slack(wants[i], dtype));
         }
     }
 }
@@ -318,12 +326,9 @@ fn long_narrow_sums_are_exact(device: &Device) {
             let wide = x.to_dtype(DType::F32).and_then(|x| x.sum_all());
             assert_eq!(wide.unwrap().item::<f32>().unwrap(), 100_000.0, "{dtype}");
             // Not 2048 or 256, where adding 1 in the narrow type stops.
-            let narrow = x.narrow(0, 0, 50_000).and_then(|x| x.sum_all()).and_then(|x| x.to_dtype(DType::F32));
-            assert_eq!(
-                narrow.unwrap().item::<f32>().unwrap(),
-                Array::floats(dtype, &[], [50_000.0]).values[0].float() as f32
-            );
-            assert_eq!(x.mean_all().unwrap().to_dtype(DType::F32).unwrap().item::<f32>().unwrap(), 1.0);
+            let narrow = x.narrow(0, 0, 50_000).and_then(|x| x.sum_all());
+            assert_equal(format!("{dtype} sum"), narrow, &Array::floats(dtype, &[], [50_000.0]));
+            assert_equal(format!("{dtype} mean"), x.mean_all(), &Array::floats(dtype, &[], [1.0]));
         }
     }
     let large = Tensor::full(4, 60_000.0, DType::F16, device).unwrap();

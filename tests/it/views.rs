@@ -306,7 +306,6 @@ fn parts_join(device: &Device) {
             if dtype != DType::Bool {
                 let results: Vec<Tensor> = tensors.iter().map(|x| x.neg().unwrap()).collect();
                 let negated = Tensor::cat(&results, dim).and_then(|x| x.neg());
-                // Negation drops the sign of no zero, and of no NaN that the oracle looks at.
                 assert_equal(format!("results of {what}"), negated, &want);
             }
         }

@@ -2,8 +2,8 @@
 
 use super::isa::Isa;
 use super::program::{
-    BLOCK_LANES, Finish, Fold, Gather, KEPT_BYTES, MANY_ROWS, Mode, Phase, Product, Program, SHORT_ROW, Slot, Step,
-    TILE, Target,
+    BLOCK_LANES, Finish, Fold, Gather, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program, SEGMENT,
+    SHORT_ROW, Slot, Step, TILE, Target,
 };
 use super::tile::{self, TileFn, class};
 use super::walk::Walk;
@@ -84,18 +84,19 @@ impl<'k> Compiler<'k> {
         for v in 0..self.kernel.values.len() as u32 {
             self.make_slot(v);
         }
+        let fixed_bytes = self.cursor;
         let folds = self.folds();
         let finishes = self.finishes();
         let uniform = self.scalar_steps(&outputs, false)?;
         let last = self.scalar_steps(&outputs, true)?;
-        let fixed_bytes = self.cursor;
-        let mut arena = fixed_bytes;
+        let tiles = self.cursor;
+        let mut arena = tiles;
         let mut compiled = Vec::new();
         for p in 0..phases {
             let mut phase = Phase { row: self.row_steps(p, &outputs, &finishes)?, ..Phase::default() };
             phase.folds =
                 (0..folds.len() as u32).filter(|&f| self.phase[folds[f as usize].source as usize] == p).collect();
-            let bytes = self.element_steps(p, &outputs, in_place, &mut phase, fixed_bytes)?;
+            let bytes = self.element_steps(p, &outputs, in_place, &mut phase, tiles)?;
             arena = arena.max(bytes);
             compiled.push(phase);
         }
@@ -295,14 +296,19 @@ impl<'k> Compiler<'k> {
 
     fn folds(&mut self) -> Vec<Fold> {
         let mut folds = Vec::new();
+        let (lanes, segment) = if self.mode == Mode::Columns { (self.lanes, LANE_SEGMENT) } else { (1, SEGMENT) };
+        let segments = self.kernel.row_len().div_ceil(segment);
+        let powers = (usize::BITS - segments.leading_zeros()) as usize;
         for (v, value) in self.kernel.values.iter().enumerate() {
             let ValueOp::Reduce { op, value: source } = value.op else { continue };
             let class = class(self.kernel.values[source as usize].dtype);
             let (fold, accumulate) = tile::fold(self.isa, op, class);
-            let room = self.lanes * 16;
-            let (partial, segment) = (self.reserve(64), self.reserve(room));
             let arg = op.is_arg().then(|| tile::arg_fns(op, class));
-            let total = if op.is_arg() { self.reserve(room) } else { self.fixed_place(v as u32) };
+            let size = if op.is_arg() { tile::best_layout(class).0 } else { class.size() };
+            let power_stride = (size * lanes).next_multiple_of(64);
+            let (partial, segment) = (self.reserve(64), self.reserve(power_stride));
+            let powers = self.reserve(power_stride * powers);
+            let total = if op.is_arg() { self.reserve(power_stride) } else { self.fixed_place(v as u32) };
             let source = self.is(source);
             let neutral = tile::neutral(fold);
             folds.push(Fold {
@@ -313,9 +319,12 @@ impl<'k> Compiler<'k> {
                 accumulate,
                 neutral,
                 arg,
+                size,
                 partial,
                 segment,
                 total,
+                powers,
+                power_stride,
             });
         }
         folds

@@ -194,15 +194,15 @@ impl<'p> Launch<'p> {
             if phase.element.is_empty() {
                 continue;
             }
-            for segment in 0..self.program.row_len.div_ceil(SEGMENT) {
+            let segments = self.program.row_len.div_ceil(SEGMENT);
+            for segment in 0..segments {
                 self.segment(phase, worker, row, segment);
                 for &f in &phase.folds {
                     let fold = &self.program.folds[f as usize];
-                    let from = worker.base().wrapping_add(fold.segment);
-                    self.take_segment(fold, worker, from, segment == 0, 1);
+                    self.take_segment(fold, worker, worker.base().wrapping_add(fold.segment), segment, 1);
                 }
             }
-            self.end_folds(phase, worker, 1);
+            self.end_folds(phase, worker, segments, 1);
         }
     }
 
@@ -218,33 +218,42 @@ impl<'p> Launch<'p> {
         }
     }
 
-    /// Adds a segment's folds to the rows' totals, in `lanes` lanes.
-    fn take_segment(&self, fold: &Fold, worker: &Worker, segment: *const u8, first: bool, lanes: usize) {
-        let best = best_layout(fold.class).0;
-        let size = if fold.arg.is_some() { best } else { fold.class.size() };
-        // SAFETY: the places hold as many initialised values of the fold's type, by the program's layout.
+    /// Takes in the folds of segment `index`, in `lanes` lanes. Like a binary counter: sums of 2^k segments
+    /// are added to one another as soon as there are two, so errors grow with the logarithm of the
+    /// length, and the order of additions follows from the positions alone.
+    fn take_segment(&self, fold: &Fold, worker: &Worker, segment: *const u8, index: usize, lanes: usize) {
+        let carries = index.trailing_ones() as usize;
+        // SAFETY: the places are laid out for this many lanes and segments; those that are read hold
+        // initialised states, as many as `index` has bits.
         unsafe {
-            let total = worker.base().add(fold.total);
-            match fold.arg {
-                _ if first => std::ptr::copy_nonoverlapping(segment, total, lanes * size),
-                Some((_, merge)) => (0..lanes).for_each(|i| merge(total.add(i * best), segment.add(i * best))),
-                None => (fold.accumulate)(total, [segment; 3], lanes),
+            if carries > 0 {
+                merge(fold, worker.power(fold, 0), segment, lanes);
+                (1..carries).for_each(|k| merge(fold, worker.power(fold, k), worker.power(fold, k - 1), lanes));
             }
+            let sum = if carries > 0 { worker.power(fold, carries - 1) } else { segment };
+            std::ptr::copy_nonoverlapping(sum, worker.power(fold, carries), lanes * fold.size);
         }
     }
 
-    /// Turns the best values of arg-reductions into positions.
-    fn end_folds(&self, phase: &Phase, worker: &Worker, lanes: usize) {
+    /// Adds up what [`Launch::take_segment`] left of `segments`, and turns best values into positions.
+    fn end_folds(&self, phase: &Phase, worker: &Worker, segments: usize, lanes: usize) {
         for &f in &phase.folds {
             let fold = &self.program.folds[f as usize];
-            if fold.arg.is_some() {
-                let (step, index_at) = best_layout(fold.class);
-                for lane in 0..lanes {
-                    // SAFETY: `lanes` states and as many i64 have room at these places.
-                    unsafe {
-                        let index = worker.base().add(fold.total + lane * step + index_at).cast::<i64>();
-                        *worker.tiles[fold.value as usize].cast::<i64>().add(lane) = *index;
+            // SAFETY: as above; the total has room for the lanes, and so has the value's tile.
+            unsafe {
+                let mut sum = worker.power(fold, segments.trailing_zeros() as usize);
+                for k in segments.trailing_zeros() as usize + 1..segments.ilog2() as usize + 1 {
+                    if segments >> k & 1 == 1 {
+                        merge(fold, worker.power(fold, k), sum, lanes);
+                        sum = worker.power(fold, k);
                     }
+                }
+                let total = worker.base().add(fold.total);
+                std::ptr::copy_nonoverlapping(sum, total, lanes * fold.size);
+                if fold.arg.is_some() {
+                    let (step, index_at) = best_layout(fold.class);
+                    let positions = worker.tiles[fold.value as usize].cast::<i64>();
+                    (0..lanes).for_each(|i| *positions.add(i) = *total.add(i * step + index_at).cast::<i64>());
                 }
             }
         }
@@ -271,7 +280,8 @@ impl<'p> Launch<'p> {
     fn wide_phases(&self, scope: Scope, segments: usize, each: usize, run: impl Fn(&Phase, &mut Worker, usize) + Sync) {
         let mut kept = self.kept_memory();
         let kept = Memory(kept.as_mut_ptr().cast());
-        let stride = scope.n * 16; // bytes a fold and segment: room for a `Best` a lane
+        // Bytes a fold and segment.
+        let stride = (scope.n * self.program.folds.iter().map(|f| f.size).max().unwrap_or(0)).next_multiple_of(8);
         let mut partials: Vec<u64> = Vec::with_capacity(self.program.folds.len() * segments * stride / 8);
         let partials = Memory(partials.as_mut_ptr().cast());
         let mut main = self.with_worker(|worker| std::mem::replace(worker, Worker::new()));
@@ -293,9 +303,11 @@ impl<'p> Launch<'p> {
                     for segment in job * each..((job + 1) * each).min(segments) {
                         run(phase, worker, segment);
                         for &f in &phase.folds {
-                            let from = worker.base().wrapping_add(self.program.folds[f as usize].segment);
+                            let fold = &self.program.folds[f as usize];
+                            let from = worker.base().wrapping_add(fold.segment);
+                            let bytes = scope.n * fold.size;
                             // SAFETY: room for `n` states in both; this segment's part is this job's.
-                            unsafe { std::ptr::copy_nonoverlapping(from, partials.0.add(place(f, segment)), stride) };
+                            unsafe { std::ptr::copy_nonoverlapping(from, partials.0.add(place(f, segment)), bytes) };
                         }
                     }
                 });
@@ -303,10 +315,10 @@ impl<'p> Launch<'p> {
             for &f in &phase.folds {
                 for segment in 0..segments {
                     let from = partials.0.wrapping_add(place(f, segment));
-                    self.take_segment(&self.program.folds[f as usize], &main, from, segment == 0, scope.n);
+                    self.take_segment(&self.program.folds[f as usize], &main, from, segment, scope.n);
                 }
             }
-            self.end_folds(phase, &main, scope.n);
+            self.end_folds(phase, &main, segments, scope.n);
         }
     }
 
@@ -334,15 +346,15 @@ impl<'p> Launch<'p> {
             if phase.element.is_empty() {
                 continue;
             }
-            for segment in 0..self.program.row_len.div_ceil(LANE_SEGMENT) {
+            let segments = self.program.row_len.div_ceil(LANE_SEGMENT);
+            for segment in 0..segments {
                 self.lane_segment(phase, worker, segment, start, n);
                 for &f in &phase.folds {
                     let fold = &self.program.folds[f as usize];
-                    let from = worker.base().wrapping_add(fold.segment);
-                    self.take_segment(fold, worker, from, segment == 0, n);
+                    self.take_segment(fold, worker, worker.base().wrapping_add(fold.segment), segment, n);
                 }
             }
-            self.end_folds(phase, worker, n);
+            self.end_folds(phase, worker, segments, n);
         }
     }
 
@@ -602,7 +614,21 @@ impl<'p> Launch<'p> {
     }
 }
 
-/// Folds `n` values in the order in which a row is folded.
+/// Takes `lanes` later states into earlier ones.
+///
+/// # Safety
+/// Both point to as many initialised states of the fold.
+unsafe fn merge(fold: &Fold, earlier: *mut u8, later: *const u8, lanes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match fold.arg {
+            Some((_, merge)) => (0..lanes).for_each(|i| merge(earlier.add(i * fold.size), later.add(i * fold.size))),
+            None => (fold.accumulate)(earlier, [later; 3], lanes),
+        }
+    }
+}
+
+/// Folds `n` values, a segment after another.
 ///
 /// # Safety
 /// `values` points to `n` initialised values of `class`, `out` to room for one.

@@ -23,7 +23,7 @@ pub const TILE: usize = 1024;
 /// Elements whose fold is one partial result, whatever the number of threads.
 pub const SEGMENT: usize = 16 * TILE;
 /// Steps whose fold in a lane is one partial result.
-pub const LANE_SEGMENT: usize = 256;
+pub const LANE_SEGMENT: usize = 64;
 /// Bytes that the kept values of a column tile may take: a share of a third-level cache.
 pub const KEPT_BYTES: usize = 2 << 20;
 /// Lanes of a tile when memory is read across rows, so that the lines of a block of rows stay in the
@@ -172,10 +172,15 @@ pub struct Fold {
     /// What folding nothing gives.
     pub neutral: [u8; 8],
     pub arg: Option<(ArgFn, ArgMergeFn)>,
-    /// Arena offsets: a tile's fold, the segment's, and the row's.
+    /// Bytes of one lane's state.
+    pub size: usize,
+    /// Arena offsets: a tile's fold, the segment's, the row's, and those of 2^k segments for each k, a
+    /// stride apart.
     pub partial: usize,
     pub segment: usize,
     pub total: usize,
+    pub powers: usize,
+    pub power_stride: usize,
 }
 
 /// A fold over the rows.

@@ -24,6 +24,11 @@ impl Worker {
         start.wrapping_add(start.align_offset(64))
     }
 
+    /// Where a fold keeps the states of 2^k segments.
+    pub fn power(&self, fold: &Fold, k: usize) -> *mut u8 {
+        self.base().wrapping_add(fold.powers + k * fold.power_stride)
+    }
+
     /// Makes room for a program's tiles.
     pub fn prepare(&mut self, program: &Program, launch: u64) {
         let words = program.arena_bytes / 8 + 16;

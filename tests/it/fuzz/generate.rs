@@ -348,6 +348,13 @@ impl Generator {
         let dim = self.dim(of)?;
         let mut shape = self.dims(of);
         let limit = shape[dim];
+        let fits = |v: &Val| {
+            let within = |i: usize| i == dim || v.shape[i] <= shape[i];
+            v.indexes(limit) && v.rank() == shape.len() && (0..v.rank()).all(within)
+        };
+        if let Some(index) = self.line_where(fits) {
+            return self.offer(Step::Gather { of, dim, index });
+        }
         shape[dim] = self.rng.pick(&SIZES[..6]);
         if shape.iter().product::<usize>() > MAX_ELEMENTS {
             return None;

@@ -50,7 +50,7 @@ impl Near {
         let size = self.v.abs() + self.e;
         let exact = self.e == 0.0 && ulps == 0.0 && round_to(self.v, dtype) == self.v;
         let e = match () {
-            _ if !(size <= limit) => f64::INFINITY,
+            _ if size.is_nan() || size > limit => f64::INFINITY,
             _ if exact || !dtype.is_float() => self.e,
             // Functions of narrow numbers are as exact as f16 shows: see `ops::math`.
             _ if dtype.is_narrow() && ulps > 0.0 => self.e + 2.0 * NARROW_TINY + size * (half + NARROW_STEP),
@@ -301,11 +301,14 @@ impl Val {
         Val { at: (0..shape.iter().product()).map(element).collect(), shape, dtype: self.dtype }
     }
 
-    /// The indices that are sure, as coordinates.
+    /// Whether the elements can index a dimension of size `limit`.
+    pub fn indexes(&self, limit: usize) -> bool {
+        let sure = |x: &Near| x.e == 0.0 && x.v >= 0.0 && x.v < limit as f64;
+        matches!(self.dtype, DType::I32 | DType::I64) && self.at.iter().all(sure)
+    }
+
     fn index(&self, at: &[usize]) -> usize {
-        let near = self.at[position(at, &self.shape)];
-        assert!(near.e == 0.0, "the generator indexes by exact numbers only");
-        near.v as usize
+        self.at[position(at, &self.shape)].v as usize
     }
 
     fn cat(parts: &[&Val], dim: usize) -> Val {
@@ -362,15 +365,22 @@ fn sum(row: &[Near], dtype: DType) -> Near {
     let size: f64 = row.iter().map(|x| x.v.abs() + x.e).sum();
     // Multiples of 2^-12 add without rounding while they stay below 2^12.
     let exact = e == 0.0 && size < 4096.0 && row.iter().all(|x| (x.v * 4096.0).fract() == 0.0);
-    let slack = if exact { 0.0 } else { (8.0 + row.len() as f64 / 8.0) * format(dtype.compute()).0 * size };
+    let slack = if exact { 0.0 } else { (8.0 + row.len() as f64 / 2.0) * format(dtype.compute()).0 * size };
     Near { v, e: e + slack }
 }
 
 /// A product in any order, before rounding to a narrow dtype.
 fn product(row: &[Near], dtype: DType) -> Near {
     let Near { v, e } = row.iter().fold(Near::exact(1.0), |p, &x| p.times(x));
-    let exact = !dtype.is_float() || round_to(v, DType::F32) == v;
-    let slack = if exact { 0.0 } else { row.len() as f64 * format(dtype.compute()).0 * (v.abs() + e) };
+    // The least and the greatest product of some of the factors.
+    let factors = || row.iter().map(|x| x.v.abs()).filter(|&size| size > 0.0);
+    let least: f64 = factors().map(|f| f.min(1.0)).product();
+    let greatest: f64 = factors().map(|f| f.max(1.0)).product();
+    let slack = match () {
+        _ if least < 1e-30 || greatest > 1e30 => f64::INFINITY,
+        _ if !dtype.is_float() || round_to(v, DType::F32) == v => 0.0,
+        _ => row.len() as f64 * format(dtype.compute()).0 * (v.abs() + e),
+    };
     Near { v, e: e + slack }
 }
 
@@ -433,6 +443,7 @@ pub fn interpret(step: &Step, lines: &[Val]) -> Val {
         }
         Step::Matmul(a, b) => lines[*a].matmul(&lines[*b]),
         Step::IndexSelect { of, dim, index } => {
+            assert!(lines[*index].indexes(lines[*of].shape[*dim]));
             let mut shape = lines[*of].shape.clone();
             shape[*dim] = lines[*index].at.len();
             lines[*of].pick(&shape, |mut at| {
@@ -440,10 +451,13 @@ pub fn interpret(step: &Step, lines: &[Val]) -> Val {
                 at
             })
         }
-        Step::Gather { of, dim, index } => lines[*of].pick(&lines[*index].shape, |mut at| {
-            at[*dim] = lines[*index].index(&at);
-            at
-        }),
+        Step::Gather { of, dim, index } => {
+            assert!(lines[*index].indexes(lines[*of].shape[*dim]));
+            lines[*of].pick(&lines[*index].shape, |mut at| {
+                at[*dim] = lines[*index].index(&at);
+                at
+            })
+        }
         Step::Cat(parts, dim) => Val::cat(&list(parts), *dim),
         Step::Stack(parts, dim) => {
             let parts: Vec<Val> = parts.iter().map(|&p| lines[p].unsqueeze(*dim)).collect();

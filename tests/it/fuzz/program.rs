@@ -100,7 +100,8 @@ unary! {
     Sigmoid sigmoid 4.0 + x.abs(), |x| 1.0 / (1.0 + (-x).exp());
     Softplus softplus 6.0, |x| x.max(0.0) + (-x.abs()).exp().ln_1p();
     Silu silu 6.0 + x.abs(), |x| x / (1.0 + (-x).exp());
-    Gelu gelu 16.0 + 4.0 * x.abs().powi(3), |x| x / (1.0 + (-1.595_769_121_605_730_7 * (x + 0.044_715 * x * x * x)).exp());
+    Gelu gelu 16.0 + 4.0 * x.abs().powi(3),
+        |x| x / (1.0 + (-1.595_769_121_605_730_7 * (x + 0.044_715 * x * x * x)).exp());
 }
 
 macro_rules! binary { ($($V:ident $method:ident)+) => {

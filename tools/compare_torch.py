@@ -5,10 +5,12 @@
 
 Runs `cargo bench --bench metal_performance -- --json FILE WORD...`, which says what it measured, and
 then the same operations on the same shapes in PyTorch (`pip install torch`). Medians, in microseconds;
-a ratio above 1 means that PyTorch took longer.
+a ratio above 1 means that PyTorch took longer. `TL_BENCH=FILE` names a benchmark that is built already, for
+machines without cargo.
 """
 
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -51,7 +53,9 @@ OPERATIONS = {
 def measure_ours(words):
     """The rows that the benchmark writes: operation, dtype, shapes and us."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = ["cargo", "bench", "--bench", "metal_performance", "--", "--json", file.name, *words]
+        built = os.environ.get("TL_BENCH")
+        bench = [built] if built else ["cargo", "bench", "--bench", "metal_performance", "--"]
+        command = [*bench, "--json", file.name, *words]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return json.load(file)
 

@@ -16,6 +16,10 @@
 //! # Ok::<(), tensorlogic::Error>(())
 //! ```
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod device;
 pub mod dtype;
 mod engine;

@@ -52,6 +52,7 @@ impl Tensor {
     /// let device = Device::best();
     /// let a = Tensor::randn((64, 32), DType::F16, &device)?;
     /// let b = Tensor::randn((32, 16), DType::F16, &device)?;
+    /// tensorlogic::eval(&[&a, &b])?; // or drawing them would be two more kernels
     /// let result = a.matmul_with_activation(&b, Activation::ReLU)?;
     /// assert_eq!(result.explain()?.kernels(), 1);
     /// # Ok::<(), tensorlogic::Error>(())

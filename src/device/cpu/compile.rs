@@ -366,7 +366,9 @@ impl<'k> Compiler<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let f = tile::elementwise(self.isa, op, on)
+                let by_one = self.by_one(v, self.is(operands[1]));
+                let f = by_one
+                    .or_else(|| tile::elementwise(self.isa, op, on))
                     .ok_or_else(|| Error::internal("cpu::program", format!("{} has no loop for {on}", op.name())))?;
                 call(f, &operands[..op.arity()])
             }
@@ -386,6 +388,18 @@ impl<'k> Compiler<'k> {
         })
     }
 
+    /// The loop in which value `u` reads its second operand `v` as one element, repeated for the tile.
+    fn by_one(&self, u: u32, v: u32) -> Option<TileFn> {
+        let ValueOp::Elementwise { op, operands } = self.kernel.values[u as usize].op else { return None };
+        let repeated = match self.mode {
+            Mode::Columns => self.level(v) == Level::Uniform && self.level(u) != Level::Uniform,
+            _ => self.level(v) != Level::Element && self.level(u) == Level::Element,
+        };
+        let second = op.arity() == 2 && self.is(operands[1]) == v && self.is(operands[0]) != v;
+        let dtype = self.kernel.values[u as usize].dtype;
+        if repeated && second { tile::elementwise_by_one(self.isa, op, dtype) } else { None }
+    }
+
     /// Whether a value that is not an element is read by whole tiles.
     fn spreads(&self, v: u32) -> bool {
         let own = self.level(v);
@@ -395,7 +409,8 @@ impl<'k> Compiler<'k> {
         };
         // A fold reads elements, whatever its operand's level.
         let reader = |u: u32| if folds_element(self.kernel, u) { Level::Element } else { self.level(u) };
-        let read = (0..self.kernel.values.len() as u32).any(|u| self.operands(u).contains(&v) && wide(reader(u)));
+        let reads = |u: u32| self.operands(u).contains(&v) && wide(reader(u)) && self.by_one(u, v).is_none();
+        let read = (0..self.kernel.values.len() as u32).any(reads);
         read || self.kernel.outputs.iter().any(|o| self.is(o.value) == v && wide(output_level(self.kernel, o)))
     }
 

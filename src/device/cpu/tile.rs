@@ -42,6 +42,14 @@ macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) =
             unsafe { map::<R, R>(O::ARITY, out, x, n, |v| O::call(v)) }
         }
         $($(#[$attribute])+)?
+        unsafe fn real_by_one<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize) {
+            // SAFETY: as above, with one element at the second operand.
+            unsafe {
+                let one = *x[1].cast::<R>();
+                map::<R, R>(1, out, x, n, |[a, ..]| O::call([a, one, one]))
+            }
+        }
+        $($(#[$attribute])+)?
         unsafe fn int<O: IntFn, I: Int>(out: *mut u8, x: [*const u8; 3], n: usize) {
             // SAFETY: as above.
             unsafe { map::<I, I>(O::ARITY, out, x, n, |v| O::call(v)) }
@@ -92,6 +100,7 @@ macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) =
 /// One instruction set's copies of the loops.
 trait Simd {
     unsafe fn real<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize);
+    unsafe fn real_by_one<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn int<O: IntFn, I: Int>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn logic<O: LogicFn>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn cmp<O: CmpFn, T: PartialOrd + Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
@@ -217,6 +226,23 @@ macro_rules! on {
 /// The loop of an elementwise op over operands of `dtype` (of the branches, for a selection).
 pub fn elementwise(isa: Isa, op: Elementwise, dtype: DType) -> Option<TileFn> {
     on!(isa, S => row::<S>(op, dtype))
+}
+
+/// The loop of a binary op on floats whose second operand is one element, the same for the whole tile.
+/// `None` for other ops and dtypes.
+pub fn elementwise_by_one(isa: Isa, op: Elementwise, dtype: DType) -> Option<TileFn> {
+    macro_rules! binary {
+        ($S:ident: $($V:ident)+) => {
+            match (op, class(dtype)) {
+                $(
+                    (Elementwise::$V, DType::F32) => Some($S::real_by_one::<functor::$V, f32> as TileFn),
+                    (Elementwise::$V, DType::F64) => Some($S::real_by_one::<functor::$V, f64> as TileFn),
+                )+
+                _ => None,
+            }
+        };
+    }
+    on!(isa, S => binary!(S: Add Sub Mul Div Maximum Minimum))
 }
 
 macro_rules! rows { ($(

@@ -29,7 +29,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     macro_rules! conversions {
-        ($features:literal $lanes:literal $load:ident |$h:ident| $widen:expr; $store:ident |$to:ident, $v:ident| $narrow:expr;) => {
+        ($features:literal $lanes:literal $load:ident |$out:ident, $h:ident| $widen:expr; $store:ident |$to:ident, $v:ident| $narrow:expr;) => {
             /// # Safety
             /// As for [`TileFn`], from f16 to f32.
             #[target_feature(enable = $features)]
@@ -38,8 +38,8 @@ mod x86 {
                 for i in (0..whole).step_by($lanes) {
                     // SAFETY: i + lanes <= n, and the caller's promise.
                     unsafe {
-                        let $h = x[0].add(2 * i).cast();
-                        out.add(4 * i).cast::<[f32; $lanes]>().write_unaligned(std::mem::transmute($widen));
+                        let ($out, $h) = (out.add(4 * i).cast(), x[0].add(2 * i).cast());
+                        $widen;
                     }
                 }
                 // SAFETY: the rest of the same tiles.
@@ -72,13 +72,13 @@ mod x86 {
 
     conversions! {
         "avx2,fma,f16c" 8
-        load_avx2 |h| _mm256_cvtph_ps(_mm_loadu_si128(h));
+        load_avx2 |out, h| _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(h)));
         store_avx2 |to, v| _mm_storeu_si128(to, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(v)));
     }
 
     conversions! {
         "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c" 16
-        load_avx512 |h| _mm512_cvtph_ps(_mm256_loadu_si256(h));
+        load_avx512 |out, h| _mm512_storeu_ps(out, _mm512_cvtph_ps(_mm256_loadu_si256(h)));
         store_avx512 |to, v| _mm256_storeu_si256(to, _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(v)));
     }
 }

@@ -62,7 +62,12 @@ fn measure_all(arguments: &Arguments, device: &Device) -> Result<()> {
     section("Fused and unfused", fusible, &[Mode::Normal, Mode::Unfused], arguments, device)?;
     let pooled =
         all(|dtype| COUNTS.into_iter().flat_map(|n| cases::elementwise(n, dtype).into_iter().take(1)).collect());
-    section("Buffer pool on and off", pooled, &[Mode::Normal, Mode::Unpooled], arguments, device)
+    section("Buffer pool on and off", pooled, &[Mode::Normal, Mode::Unpooled], arguments, device)?;
+    if arguments.wants("host cost") {
+        println!("\nHost");
+        common::host::lines(device)?.iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
 }
 
 /// Prints the wanted cases in each mode, under a title.

@@ -8,7 +8,7 @@ use crate::ops::Reduction;
 use crate::shape::Dims;
 
 macro_rules! reductions { ($(
-    $(#[doc = $doc:literal])* $name:ident $keep:ident $all:ident $f:ident;
+    $(#[doc = $doc:literal])* $name:ident $keep:ident $all:ident |$x:ident, $dims:ident, $kept:ident| $body:expr;
 )+) => { impl Tensor { $(
     $(#[doc = $doc])*
     ///
@@ -18,8 +18,8 @@ macro_rules! reductions { ($(
     /// No such dimension; a dtype that the op is not defined for.
     #[track_caller]
     pub fn $name(&self, dims: impl IntoDims) -> Result<Tensor> {
-        let dims = dims.of_shape(self.shape(), stringify!($name))?;
-        self.$f(stringify!($name), &dims, false)
+        let ($x, $dims, $kept) = (self, &dims.of_shape(self.shape(), stringify!($name))?, false);
+        $body
     }
 
     $(#[doc = $doc])*
@@ -30,8 +30,8 @@ macro_rules! reductions { ($(
     /// No such dimension; a dtype that the op is not defined for.
     #[track_caller]
     pub fn $keep(&self, dims: impl IntoDims) -> Result<Tensor> {
-        let dims = dims.of_shape(self.shape(), stringify!($name))?;
-        self.$f(stringify!($name), &dims, true)
+        let ($x, $dims, $kept) = (self, &dims.of_shape(self.shape(), stringify!($name))?, true);
+        $body
     }
 
     $(#[doc = $doc])*
@@ -47,19 +47,22 @@ macro_rules! reductions { ($(
 )+ } } }
 reductions! {
     /// Sum; i64 for integers and bool.
-    sum sum_keepdim sum_all sum_dims;
+    sum sum_keepdim sum_all |x, dims, keep| x.reduce(Reduction::Sum, dims, keep);
     /// Product; i64 for integers and bool.
-    prod prod_keepdim prod_all prod_dims;
+    prod prod_keepdim prod_all |x, dims, keep| x.reduce(Reduction::Prod, dims, keep);
     /// Arithmetic mean, of floats; NaN of nothing.
-    mean mean_keepdim mean_all mean_dims;
+    mean mean_keepdim mean_all |x, dims, keep| {
+        x.needs_float("mean")?;
+        x.wide_mean(dims, keep)?.to_dtype(x.dtype())
+    };
     /// Largest element; NaN if any is.
-    max max_keepdim max_all max_dims;
+    max max_keepdim max_all |x, dims, keep| x.reduce(Reduction::Max, dims, keep);
     /// Smallest element; NaN if any is.
-    min min_keepdim min_all min_dims;
+    min min_keepdim min_all |x, dims, keep| x.reduce(Reduction::Min, dims, keep);
     /// Unbiased variance (divided by n - 1), of floats.
-    var var_keepdim var_all var_dims;
+    var var_keepdim var_all |x, dims, keep| x.variance("var", dims, keep, 1)?.to_dtype(x.dtype());
     /// Square root of the unbiased variance, of floats.
-    std std_keepdim std_all std_dims;
+    std std_keepdim std_all |x, dims, keep| x.variance("std", dims, keep, 1)?.sqrt()?.to_dtype(x.dtype());
 }
 
 impl Tensor {
@@ -114,42 +117,6 @@ impl Tensor {
     fn arg(&self, op: Reduction, dim: impl Dim, keep: bool) -> Result<Tensor> {
         let dim = dim.of(self.shape(), op.name())?;
         self.reduce(op, &Dims::from_slice(&[dim]).unwrap_or_default(), keep)
-    }
-
-    #[track_caller]
-    fn sum_dims(&self, _: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.reduce(Reduction::Sum, dims, keep)
-    }
-
-    #[track_caller]
-    fn prod_dims(&self, _: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.reduce(Reduction::Prod, dims, keep)
-    }
-
-    #[track_caller]
-    fn max_dims(&self, _: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.reduce(Reduction::Max, dims, keep)
-    }
-
-    #[track_caller]
-    fn min_dims(&self, _: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.reduce(Reduction::Min, dims, keep)
-    }
-
-    #[track_caller]
-    fn mean_dims(&self, op: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.needs_float(op)?;
-        self.wide_mean(dims, keep)?.to_dtype(self.dtype())
-    }
-
-    #[track_caller]
-    fn var_dims(&self, op: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.variance(op, dims, keep, 1)?.to_dtype(self.dtype())
-    }
-
-    #[track_caller]
-    fn std_dims(&self, op: &'static str, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
-        self.variance(op, dims, keep, 1)?.sqrt()?.to_dtype(self.dtype())
     }
 
     /// Mean in the compute dtype: a sum of f16 may exceed what f16 holds.

@@ -137,7 +137,7 @@ impl Node {
 
     /// Longest path of pending nodes that ends here.
     pub fn depth(&self) -> u32 {
-        self.depth.load(Ordering::Relaxed)
+        self.depth.load(Ordering::Acquire)
     }
 
     /// Inputs and storage. Never held while another node's state is taken.
@@ -157,7 +157,8 @@ impl Node {
             state.storage = Some(storage);
             std::mem::take(&mut state.inputs)
         };
-        self.depth.store(0, Ordering::Relaxed);
+        // Whoever reads 0 finds the storage.
+        self.depth.store(0, Ordering::Release);
         release(inputs);
     }
 

@@ -104,6 +104,17 @@ impl<T: std::fmt::Debug> std::fmt::Debug for Dims<T> {
 /// Elements to step for one step along each dimension; 0 repeats, negative walks backwards.
 pub type Strides = Dims<isize>;
 
+/// Where step `at` of loops over `extents`, counted in row-major order, lies in memory walked by `strides`.
+pub(crate) fn position(at: usize, extents: &[usize], strides: &[isize]) -> isize {
+    let mut rest = at;
+    let mut position = 0;
+    for (&extent, &stride) in extents.iter().zip(strides).rev() {
+        position += (rest % extent) as isize * stride;
+        rest /= extent;
+    }
+    position
+}
+
 /// The sizes of a tensor's dimensions, outermost first. Rank 0 is a scalar.
 ///
 /// Build one from an integer, a tuple, an array, a slice or a `Vec` of `usize`.
@@ -330,6 +341,12 @@ tuple_shape!(U a, U b, U c, U d, U e, U f);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positions_walk_strides() {
+        let at: Vec<isize> = (0..6).map(|i| position(i, &[2, 3], &[1, 2])).collect();
+        assert_eq!(at, [0, 2, 4, 1, 3, 5]);
+    }
 
     #[test]
     fn broadcasting_follows_numpy() {

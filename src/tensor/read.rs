@@ -5,7 +5,7 @@ use super::create::host_vec;
 use crate::device::cpu;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::shape::Dims;
+use crate::shape::{Dims, position};
 
 impl Tensor {
     /// Every element, in row-major order.
@@ -133,28 +133,6 @@ impl Tensor {
     }
 }
 
-/// Where element `at`, counted in row-major order, lies.
-fn position(at: usize, extents: &[usize], strides: &[isize]) -> isize {
-    let mut rest = at;
-    let mut position = 0;
-    for (&extent, &stride) in extents.iter().zip(strides).rev() {
-        position += (rest % extent) as isize * stride;
-        rest /= extent;
-    }
-    position
-}
-
 fn rows<T: Clone>(values: Vec<T>, count: usize, len: usize) -> Vec<Vec<T>> {
     (0..count).map(|i| values[i * len..(i + 1) * len].to_vec()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::position;
-
-    #[test]
-    fn positions_walk_strides() {
-        let at: Vec<isize> = (0..6).map(|i| position(i, &[2, 3], &[1, 2])).collect();
-        assert_eq!(at, [0, 2, 4, 1, 3, 5]);
-    }
 }

@@ -391,22 +391,22 @@ impl<'k> Compiler<'k> {
     /// The loop in which value `u` reads its second operand `v` as one element, repeated for the tile.
     fn by_one(&self, u: u32, v: u32) -> Option<TileFn> {
         let ValueOp::Elementwise { op, operands } = self.kernel.values[u as usize].op else { return None };
-        let repeated = match self.mode {
-            Mode::Columns => self.level(v) == Level::Uniform && self.level(u) != Level::Uniform,
-            _ => self.level(v) != Level::Element && self.level(u) == Level::Element,
-        };
         let second = op.arity() == 2 && self.is(operands[1]) == v && self.is(operands[0]) != v;
         let dtype = self.kernel.values[u as usize].dtype;
-        if repeated && second { tile::elementwise_by_one(self.isa, op, dtype) } else { None }
+        if second && self.repeats_for(v, self.level(u)) { tile::elementwise_by_one(self.isa, op, dtype) } else { None }
+    }
+
+    /// Whether a reader of this level sees one element of `v` in all its lanes.
+    fn repeats_for(&self, v: u32, reader: Level) -> bool {
+        match self.mode {
+            Mode::Columns => self.level(v) == Level::Uniform && reader != Level::Uniform,
+            _ => self.level(v) != Level::Element && reader == Level::Element,
+        }
     }
 
     /// Whether a value that is not an element is read by whole tiles.
     fn spreads(&self, v: u32) -> bool {
-        let own = self.level(v);
-        let wide = |level: Level| match self.mode {
-            Mode::Columns => level > Level::Uniform && own == Level::Uniform,
-            _ => level == Level::Element && own != Level::Element,
-        };
+        let wide = |level: Level| self.repeats_for(v, level);
         // A fold reads elements, whatever its operand's level.
         let reader = |u: u32| if folds_element(self.kernel, u) { Level::Element } else { self.level(u) };
         let reads = |u: u32| self.operands(u).contains(&v) && wide(reader(u)) && self.by_one(u, v).is_none();

@@ -187,6 +187,11 @@ impl<'p> Launch<'p> {
         Vec::with_capacity(self.program.kept.len() * self.program.kept_stride / 8)
     }
 
+    /// The folds that end with a phase.
+    fn folds<'a>(&'a self, phase: &'a Phase) -> impl Iterator<Item = &'a Fold> {
+        phase.folds.iter().map(|&f| &self.program.folds[f as usize])
+    }
+
     fn row(&self, worker: &mut Worker, row: usize) {
         for phase in &self.program.phases {
             worker.enter(phase);
@@ -197,8 +202,7 @@ impl<'p> Launch<'p> {
             let segments = self.program.row_len.div_ceil(SEGMENT);
             for segment in 0..segments {
                 self.segment(phase, worker, row, segment);
-                for &f in &phase.folds {
-                    let fold = &self.program.folds[f as usize];
+                for fold in self.folds(phase) {
                     self.take_segment(fold, worker, worker.base().wrapping_add(fold.segment), segment, 1);
                 }
             }
@@ -209,8 +213,7 @@ impl<'p> Launch<'p> {
     /// Runs a phase over one segment of a row; its folds end in the worker's segment places.
     fn segment(&self, phase: &Phase, worker: &mut Worker, row: usize, segment: usize) {
         let (first, end) = (segment * SEGMENT, ((segment + 1) * SEGMENT).min(self.program.row_len));
-        for &f in &phase.folds {
-            let fold = &self.program.folds[f as usize];
+        for fold in self.folds(phase) {
             worker.clear(fold, fold.segment, 1);
         }
         for start in (first..end).step_by(TILE) {
@@ -237,8 +240,7 @@ impl<'p> Launch<'p> {
 
     /// Adds up what [`Launch::take_segment`] left of `segments`, and turns best values into positions.
     fn end_folds(&self, phase: &Phase, worker: &Worker, segments: usize, lanes: usize) {
-        for &f in &phase.folds {
-            let fold = &self.program.folds[f as usize];
+        for fold in self.folds(phase) {
             // SAFETY: as above; the total has room for the lanes, and so has the value's tile.
             unsafe {
                 let mut sum = worker.power(fold, segments.trailing_zeros() as usize);
@@ -349,8 +351,7 @@ impl<'p> Launch<'p> {
             let segments = self.program.row_len.div_ceil(LANE_SEGMENT);
             for segment in 0..segments {
                 self.lane_segment(phase, worker, segment, start, n);
-                for &f in &phase.folds {
-                    let fold = &self.program.folds[f as usize];
+                for fold in self.folds(phase) {
                     self.take_segment(fold, worker, worker.base().wrapping_add(fold.segment), segment, n);
                 }
             }
@@ -360,8 +361,7 @@ impl<'p> Launch<'p> {
 
     /// Runs a phase over one segment of the inner steps, in `n` lanes from row `start` on.
     fn lane_segment(&self, phase: &Phase, worker: &mut Worker, segment: usize, start: usize, n: usize) {
-        for &f in &phase.folds {
-            let fold = &self.program.folds[f as usize];
+        for fold in self.folds(phase) {
             worker.clear(fold, fold.segment, n);
         }
         let end = ((segment + 1) * LANE_SEGMENT).min(self.program.row_len);

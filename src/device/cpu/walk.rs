@@ -2,7 +2,7 @@
 
 use super::tile::TileFn;
 use crate::dtype::DType;
-use crate::shape::{Dims, Strides};
+use crate::shape::{Dims, Strides, position};
 
 /// A loop nest walked in row-major order over strided memory.
 #[derive(Clone, Copy, Debug)]
@@ -39,13 +39,7 @@ impl Walk {
         if let ([_], [stride]) = (&*self.extents, &*self.strides) {
             return at as isize * stride;
         }
-        let mut rest = at;
-        let mut position = 0;
-        for (&extent, &stride) in self.extents.iter().zip(self.strides.iter()).rev() {
-            position += (rest % extent) as isize * stride;
-            rest /= extent;
-        }
-        position
+        position(at, &self.extents, &self.strides)
     }
 
     /// Calls `visit` for stretches that cover steps `start .. start + n`.

@@ -27,7 +27,8 @@ pub struct Counters {
 
 /// A plan made ready to run.
 struct Compiled {
-    programs: Vec<Program>,
+    /// As in the plan: launches of parts.
+    programs: Vec<Vec<Program>>,
     plan: Plan,
 }
 
@@ -115,8 +116,8 @@ fn compile(snapshot: &Snapshot, options: &Options) -> Result<Compiled> {
     let plan = plan(snapshot, options)?;
     log_plan(&plan);
     let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
-    let program = |step: &schedule::Step| Program::compile(&step.kernel, &step.in_place, &dtype, cpu::isa());
-    let programs = plan.steps.iter().map(program).collect::<Result<_>>()?;
+    let program = |part: &schedule::Part| Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
+    let programs = plan.steps.iter().map(|step| step.iter().map(program).collect()).collect::<Result<_>>()?;
     Ok(Compiled { programs, plan })
 }
 
@@ -154,8 +155,8 @@ fn run(compiled: &Compiled, snapshot: &Snapshot) -> Result<()> {
     let mut storage: Vec<Option<Arc<Storage>>> =
         snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect();
     let params = snapshot.params();
-    for (step, program) in plan.steps.iter().zip(&compiled.programs) {
-        for &(node, source) in &step.outputs {
+    for (step, programs) in plan.steps.iter().zip(&compiled.programs) {
+        for &(node, source) in step.iter().flat_map(|part| &part.outputs) {
             storage[node as usize] = match source {
                 Source::Slot(slot) => Some(slots[slot as usize].clone()),
                 Source::Leaf(leaf) => storage[leaf as usize].clone(),
@@ -165,8 +166,9 @@ fn run(compiled: &Compiled, snapshot: &Snapshot) -> Result<()> {
             let missing = || Error::internal("engine::run", format!("node {node} has no memory"));
             storage[*node as usize].as_deref().ok_or_else(missing)
         };
-        let buffers = program.buffers.iter().map(memory).collect::<Result<Vec<_>>>()?;
-        cpu::launch(program, &buffers, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
+        let buffers = |program: &Program| program.buffers.iter().map(memory).collect::<Result<Vec<_>>>();
+        let parts = programs.iter().map(|p| Ok((p, buffers(p)?))).collect::<Result<Vec<_>>>()?;
+        cpu::launch(&parts, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
     }
     for &node in &plan.kept {
         if let Some(storage) = storage[node as usize].clone() {

@@ -117,6 +117,24 @@ pub enum Error {
         /// Why, and what would help.
         reason: String,
     },
+    /// A gradient that does not exist.
+    #[error("{op}: {reason}")]
+    NoGradient {
+        /// What was called, or the op on the way that has no gradient.
+        op: &'static str,
+        /// Why, and what would help.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("{op}: {path}: {reason}")]
+    Io {
+        /// The call.
+        op: &'static str,
+        /// The file.
+        path: String,
+        /// What the system or the format says.
+        reason: String,
+    },
     /// A bug in this library: an invariant did not hold.
     #[error("internal error in {place}: {reason}; please report it")]
     Internal {

@@ -20,6 +20,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod autograd;
 pub mod device;
 pub mod dtype;
 mod engine;
@@ -31,9 +32,10 @@ pub mod shape;
 pub mod tensor;
 pub mod testing;
 
+pub use autograd::{Gradients, Var, grad, no_grad};
 pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use ops::Activation;
 pub use shape::{IntoShape, Shape};
-pub use tensor::{Tensor, eval};
+pub use tensor::{Tensor, autocast, eval};

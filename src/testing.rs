@@ -2,7 +2,7 @@
 
 use crate::engine;
 use crate::error::Result;
-use crate::tensor::{Tensor, explain};
+use crate::tensor::{self, Explanation, Tensor};
 
 pub use crate::engine::Counters;
 pub use crate::ops::{Elementwise, Reduction, Rounding, Sort};
@@ -13,6 +13,14 @@ pub use crate::ops::{Elementwise, Reduction, Rounding, Sort};
 /// A graph that cannot be planned, which would be a bug.
 pub fn kernel_count(tensors: &[&Tensor]) -> Result<usize> {
     Ok(explain(tensors)?.kernels())
+}
+
+/// What evaluating these tensors together would run, as [`Tensor::explain`] shows it for one.
+///
+/// # Errors
+/// As there.
+pub fn explain(tensors: &[&Tensor]) -> Result<Explanation> {
+    tensor::explain(tensors)
 }
 
 /// Runs `work` with every op that this thread evaluates as a kernel of its own.

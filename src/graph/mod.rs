@@ -8,11 +8,12 @@
 //! 5. A reduction's axes exist, and its shape is its input's without them (or with them set to 1).
 //! 6. A product's inner sizes agree, and its batch dimensions broadcast.
 //! 7. Every node of one graph lives on one device.
+//! 8. A padded box holds its input; a scatter's indices have the rank of what is scattered.
 
 mod node;
 mod snapshot;
 mod verify;
 
-pub(crate) use node::{Node, NodeRef, Op, Random, Scalar, View};
+pub(crate) use node::{Node, NodeRef, Op, Random, Scalar, Track, View, is_recording, with_recording};
 pub(crate) use snapshot::{Entry, Snapshot};
 pub(crate) use verify::verify;

@@ -6,7 +6,8 @@ use crate::ops::{Elementwise, Reduction};
 use crate::shape::{Dims, Shape, Strides};
 use smallvec::SmallVec;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) type NodeRef = Arc<Node>;
@@ -66,6 +67,11 @@ pub(crate) enum Op {
     Bound { limit: usize, name: &'static str },
     /// The inputs one after another along `axis`.
     Cat { axis: u8 },
+    /// The input in a larger box, from coordinates `before` on; zeros around it.
+    Pad { before: Dims<usize> },
+    /// Zeros, to which `out[.., input1[.., i, ..], ..] += input0[.., i, ..]` is added along `axis`, in the
+    /// order of i; the indices broadcast. `name` is the call's.
+    Scatter { axis: u8, name: &'static str },
 }
 
 impl Op {
@@ -83,10 +89,46 @@ impl Op {
             Op::Copy => "copy",
             Op::Reduce { op, .. } => op.name(),
             Op::Matmul => "matmul",
-            Op::Gather { name, .. } | Op::Bound { name, .. } => name,
+            Op::Gather { name, .. } | Op::Bound { name, .. } | Op::Scatter { name, .. } => name,
             Op::Cat { .. } => "cat",
+            Op::Pad { .. } => "pad",
         }
     }
+}
+
+/// What gradients have to do with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Track {
+    /// Nothing: a constant, for derivatives.
+    Constant,
+    /// A variable: gradients end here.
+    Variable,
+    /// Computed from variables: keeps its inputs once it is realized.
+    Tracked,
+    /// Was tracked, until a backward pass let its inputs go.
+    Released,
+}
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Whether this thread records ops for derivatives.
+pub(crate) fn is_recording() -> bool {
+    RECORDING.get()
+}
+
+/// Runs `work` with ops recorded for derivatives, or not, on this thread.
+pub(crate) fn with_recording<T>(on: bool, work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0);
+        }
+    }
+    let _restore = Restore(RECORDING.replace(on));
+    work()
 }
 
 /// What changes when a node is evaluated.
@@ -103,6 +145,9 @@ pub(crate) struct Node {
     pub device: Device,
     /// Where the user made it.
     pub site: &'static Location<'static>,
+    /// The variable that this is a value of; 0 for none.
+    pub variable: u64,
+    track: AtomicU8,
     /// Longest path of pending nodes that ends here; 0 once realized.
     depth: AtomicU32,
     state: Mutex<State>,
@@ -119,8 +164,26 @@ impl Node {
         site: &'static Location<'static>,
     ) -> Node {
         let deepest = inputs.iter().map(|n| n.depth()).max().unwrap_or(0);
+        let follows = dtype.is_float() && inputs.iter().any(|n| n.track() != Track::Constant) && is_recording();
+        let track = AtomicU8::new(if follows { Track::Tracked } else { Track::Constant } as u8);
         let state = Mutex::new(State { inputs, storage: None });
-        Node { op, shape, dtype, device, site, depth: AtomicU32::new(deepest + 1), state }
+        Node { op, shape, dtype, device, site, variable: 0, track, depth: AtomicU32::new(deepest + 1), state }
+    }
+
+    /// The same elements as `of`, as a value of a variable, or (0) as a constant.
+    pub fn alias(of: &NodeRef, variable: u64, site: &'static Location<'static>) -> Node {
+        let track = if variable == 0 { Track::Constant } else { Track::Variable };
+        let (shape, dtype, device) = (of.shape, of.dtype, of.device.clone());
+        let mut node = match of.storage() {
+            Some(storage) => Node::realized(storage, shape, dtype, device, site),
+            None => {
+                let view = View { strides: shape.contiguous_strides(), offset: 0 };
+                Node::pending(Op::View(view), [of.clone()].into_iter().collect(), shape, dtype, device, site)
+            }
+        };
+        node.variable = variable;
+        node.track = AtomicU8::new(track as u8);
+        node
     }
 
     /// A node whose elements are there.
@@ -132,7 +195,36 @@ impl Node {
         site: &'static Location<'static>,
     ) -> Node {
         let state = Mutex::new(State { inputs: Inputs::new(), storage: Some(storage) });
-        Node { op: Op::Leaf, shape, dtype, device, site, depth: AtomicU32::new(0), state }
+        let track = AtomicU8::new(Track::Constant as u8);
+        Node { op: Op::Leaf, shape, dtype, device, site, variable: 0, track, depth: AtomicU32::new(0), state }
+    }
+
+    /// What gradients have to do with it.
+    pub fn track(&self) -> Track {
+        match self.track.load(Ordering::Acquire) {
+            0 => Track::Constant,
+            1 => Track::Variable,
+            2 => Track::Tracked,
+            _ => Track::Released,
+        }
+    }
+
+    /// Ends the tracking of a tracked node, which needs its inputs no longer if it is realized.
+    pub fn release(&self) {
+        let changed = self.track.compare_exchange(
+            Track::Tracked as u8,
+            Track::Released as u8,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        let inputs = {
+            let mut state = self.state();
+            if changed.is_err() || state.storage.is_none() {
+                return;
+            }
+            std::mem::take(&mut state.inputs)
+        };
+        release(inputs);
     }
 
     /// Longest path of pending nodes that ends here.
@@ -150,12 +242,13 @@ impl Node {
         self.state().storage.clone()
     }
 
-    /// Makes `storage` the node's elements and lets go of what it was computed from.
+    /// Makes `storage` the node's elements and lets go of what it was computed from, unless derivatives
+    /// may ask for it.
     pub fn realize(&self, storage: Arc<Storage>) {
         let inputs = {
             let mut state = self.state();
             state.storage = Some(storage);
-            std::mem::take(&mut state.inputs)
+            if self.track() == Track::Tracked { Inputs::new() } else { std::mem::take(&mut state.inputs) }
         };
         // Whoever reads 0 finds the storage.
         self.depth.store(0, Ordering::Release);

@@ -1,6 +1,6 @@
 //! A graph as an evaluation sees it: its nodes in order, and the key under which its plan is kept.
 
-use super::node::{NodeRef, Op, Scalar};
+use super::node::{NodeRef, Op, Scalar, Track};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub(crate) struct Entry {
     pub held: bool,
     /// Nobody but this graph can ever read its buffer again.
     pub donatable: bool,
+    /// What gradients have to do with it; what was released counts as constant.
+    pub track: Track,
 }
 
 /// What a set of roots needs, inputs before consumers.
@@ -80,7 +82,7 @@ impl Snapshot {
         for i in (0..self.entries.len()).rev() {
             let entry = &mut self.entries[i];
             entry.held = Arc::strong_count(&entry.node) > owned[i];
-            let keeps = tainted[i] || (entry.held && !entry.root);
+            let keeps = tainted[i] || (entry.held && !entry.root) || (entry.track == Track::Tracked && !entry.realized);
             entry.donatable = entry.realized && !keeps && !entry.root && !entry.held && owns_storage(&entry.node);
             if keeps {
                 for &input in &self.entries[i].inputs {
@@ -165,12 +167,16 @@ impl Walk {
 
     fn close(&mut self, frame: Frame) {
         let Frame { node, realized, inputs } = frame;
-        self.push_key(&node, realized, &inputs);
+        let track = match node.track() {
+            Track::Released => Track::Constant,
+            track => track,
+        };
+        self.push_key(&node, realized, track, &inputs);
         self.positions.insert(node.id(), self.entries.len() as u32);
-        self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false });
+        self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false, track });
     }
 
-    fn push_key(&mut self, node: &NodeRef, realized: bool, inputs: &[u32]) {
+    fn push_key(&mut self, node: &NodeRef, realized: bool, track: Track, inputs: &[u32]) {
         let (tag, words): (u64, SmallVec<[u64; 9]>) = match node.op {
             _ if realized => (0, SmallVec::new()),
             Op::Leaf => (0, SmallVec::new()),
@@ -189,8 +195,14 @@ impl Walk {
             Op::Gather { axis, .. } => (10 + ((axis as u64) << 8), SmallVec::new()),
             Op::Bound { limit, .. } => (12, [limit as u64].into_iter().collect()),
             Op::Cat { axis } => (11 + ((axis as u64) << 8), SmallVec::new()),
+            Op::Pad { before } => (13, before.iter().map(|&b| b as u64).collect()),
+            Op::Scatter { axis, .. } => (14 + ((axis as u64) << 8), SmallVec::new()),
         };
-        let head = tag | (node.dtype as u64) << 32 | (node.shape.rank() as u64) << 40 | (inputs.len() as u64) << 48;
+        let head = tag
+            | (track as u64) << 28
+            | (node.dtype as u64) << 32
+            | (node.shape.rank() as u64) << 40
+            | (inputs.len() as u64) << 44;
         self.key.push(head);
         self.key.extend(node.shape.dims().iter().map(|&d| d as u64));
         self.key.extend(words);

@@ -53,8 +53,8 @@ fn arity(op: &Op) -> Option<usize> {
     match op {
         Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } => Some(0),
         Op::Elementwise(op) => Some(op.arity()),
-        Op::Cast | Op::View(_) | Op::Copy | Op::Reduce { .. } | Op::Bound { .. } => Some(1),
-        Op::Matmul | Op::Gather { .. } => Some(2),
+        Op::Cast | Op::View(_) | Op::Copy | Op::Reduce { .. } | Op::Bound { .. } | Op::Pad { .. } => Some(1),
+        Op::Matmul | Op::Gather { .. } | Op::Scatter { .. } => Some(2),
         Op::Cat { .. } => None,
     }
 }
@@ -109,6 +109,19 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
         }
         Op::Gather { axis, .. } if inputs[0].0.rank() != shape.rank() || *axis as usize >= shape.rank() => {
             Err(format!("axis {axis} of {}", inputs[0].0))
+        }
+        Op::Pad { before } => {
+            let input = inputs[0].0.dims();
+            let fits = |i: usize| before[i] + input[i] <= shape.dims()[i];
+            let all = before.len() == shape.rank() && input.len() == shape.rank() && (0..input.len()).all(fits);
+            if all { Ok(()) } else { Err(format!("{input:?} from {before:?} on")) }
+        }
+        Op::Scatter { axis, .. } => {
+            let (source, index, axis) = (inputs[0].0.dims(), inputs[1].0.dims(), *axis as usize);
+            let fits = |i: usize| (i == axis || source[i] <= shape.dims()[i]) && (index[i] == source[i] || index[i] == 1);
+            let ranks = source.len() == shape.rank() && index.len() == shape.rank() && axis < shape.rank();
+            let all = ranks && (0..source.len()).all(fits);
+            if all { Ok(()) } else { Err(format!("{source:?} by {index:?} along axis {axis}")) }
         }
         _ => Ok(()),
     }

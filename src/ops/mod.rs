@@ -5,4 +5,4 @@ pub mod math;
 pub mod table;
 
 pub use fused::Activation;
-pub use table::{Elementwise, Reduction, Rounding, Sort};
+pub use table::{Elementwise, Expr, Reduction, Rounding, Sort};

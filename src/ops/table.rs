@@ -182,7 +182,7 @@ macro_rules! for_each_elementwise { ($with:ident) => { $with! {
     Sqr sqr(x) Num Rounds { msl: "tl_mul(x, x)", cpu: x * x, int: x.mul(x), grad: |g, y| [g * x * 2.0] }
     /// Rectifier: max(x, 0); NaN stays NaN.
     Relu relu(x) Num Exact { msl: "tl_relu(x)", cpu: R::select(x < R::c(0.0), R::c(0.0), x), int: x.max(I::of(0)),
-        grad: |g, y| [x.if_gt(x.lit(0.0), g, g.lit(0.0))] }
+        grad: |g, y| [y.if_gt(y.lit(0.0), g, g.lit(0.0))] }
     /// Reciprocal.
     Recip recip(x) Float Rounds { msl: "1.0f / x", cpu: R::c(1.0) / x, grad: |g, y| [-(g * y * y)] }
     /// Square root.
@@ -360,12 +360,13 @@ macro_rules! bind {
 }
 
 macro_rules! rule {
-    ($xs:ident $gy:ident ($($a:ident),+)) => { None };
-    ($xs:ident $gy:ident ($($a:ident),+) |$g:ident, $y:ident| [$($dv:expr),+]) => {{
+    ($xs:ident $gy:ident $operand:ident ($($a:ident),+)) => { None };
+    ($xs:ident $gy:ident $operand:ident ($($a:ident),+) |$g:ident, $y:ident| [$($dv:expr),+]) => {{
         bind!($xs; $($a),+);
         let ($g, $y) = $gy;
         let _ = ($y, $($a),+);
-        Some(vec![$($dv),+])
+        let rules: [&dyn Fn() -> E; count!($($a)+)] = [$(&|| $dv),+];
+        Some(rules[$operand]())
     }};
 }
 
@@ -413,10 +414,10 @@ macro_rules! define_table { ($(
             match self { $(Elementwise::$V => concat!($($doc),*)),+ }
         }
 
-        /// Gradients of the operands `xs` (filled up with any value), given the gradient and value of
-        /// the result; `None` where the op has no gradient rule.
-        pub fn gradient<E: Expr>(self, xs: [E; 3], gy: (E, E)) -> Option<Vec<E>> {
-            match self { $(Elementwise::$V => rule!(xs gy ($($a),+) $(|$g, $y| [$($dv),+])?)),+ }
+        /// Gradient of operand number `operand` of `xs` (filled up with any value), given the gradient and
+        /// value of the result; `None` where the op has no gradient rule.
+        pub fn gradient<E: Expr>(self, xs: [E; 3], gy: (E, E), operand: usize) -> Option<E> {
+            match self { $(Elementwise::$V => rule!(xs gy operand ($($a),+) $(|$g, $y| [$($dv),+])?)),+ }
         }
     }
 
@@ -433,6 +434,62 @@ impl Elementwise {
     /// The number of operands.
     pub const fn arity(self) -> usize {
         self.operands().len()
+    }
+
+    /// What the gradient rule of an operand reads: bit i is operand i, bit 3 the result.
+    pub fn gradient_reads(self, operand: usize) -> u8 {
+        let reads = self.gradient([Reads(1), Reads(2), Reads(4)], (Reads(0), Reads(8)), operand);
+        reads.map_or(0, |Reads(bits)| bits)
+    }
+}
+
+/// An expression that stands for the values it is computed from.
+#[derive(Clone, Copy)]
+struct Reads(u8);
+
+impl Expr for Reads {
+    fn lit(self, _: f64) -> Self {
+        Reads(0)
+    }
+    fn unary(self, _: Elementwise) -> Self {
+        self
+    }
+    fn pow(self, o: Self) -> Self {
+        self + o
+    }
+    fn if_gt(self, o: Self, then: Self, other: Self) -> Self {
+        self + o + then + other
+    }
+    fn if_eq(self, o: Self, then: Self, other: Self) -> Self {
+        self + o + then + other
+    }
+    fn choose(self, then: Self, other: Self) -> Self {
+        self + then + other
+    }
+}
+
+macro_rules! reads_both {
+    ($($Trait:ident $f:ident)+) => {$(
+        impl $Trait for Reads {
+            type Output = Reads;
+            fn $f(self, o: Reads) -> Reads { Reads(self.0 | o.0) }
+        }
+    )+};
+}
+macro_rules! reads_one {
+    ($($Trait:ident $f:ident)+) => {$(
+        impl $Trait<f64> for Reads {
+            type Output = Reads;
+            fn $f(self, _: f64) -> Reads { self }
+        }
+    )+};
+}
+reads_both!(Add add Sub sub Mul mul Div div);
+reads_one!(Add add Sub sub Mul mul);
+impl Neg for Reads {
+    type Output = Reads;
+    fn neg(self) -> Reads {
+        self
     }
 }
 
@@ -537,9 +594,8 @@ mod tests {
                     Sort::Float | Sort::Num | Sort::Select => value(op, xs),
                     _ => 0.0,
                 };
-                let Some(rule) = op.gradient(xs, (1.5, y)) else { continue };
-                assert_eq!(rule.len(), op.arity(), "{}", op.name());
-                for (i, got) in rule.into_iter().enumerate().skip((op == Elementwise::Select) as usize) {
+                for i in (op == Elementwise::Select) as usize..op.arity() {
+                    let Some(got) = op.gradient(xs, (1.5, y), i) else { continue };
                     let h = 1e-6;
                     let (mut up, mut down) = (xs, xs);
                     up[i] += h;
@@ -560,10 +616,18 @@ mod tests {
     #[test]
     fn every_differentiable_sort_has_a_rule() {
         for &op in Elementwise::ALL {
-            let has_rule = op.gradient([1.0; 3], (1.0, 1.0)).is_some();
+            let has_rule = op.gradient([1.0; 3], (1.0, 1.0), 0).is_some();
             let wants_rule = matches!(op.sort(), Sort::Float | Sort::Num | Sort::Select);
             assert_eq!(has_rule, wants_rule, "{}", op.name());
         }
+    }
+
+    #[test]
+    fn rules_say_what_they_read() {
+        let reads = |op: Elementwise, operand| op.gradient_reads(operand);
+        assert_eq!((reads(Elementwise::Add, 0), reads(Elementwise::Mul, 0), reads(Elementwise::Mul, 1)), (0, 2, 1));
+        assert_eq!((reads(Elementwise::Relu, 0), reads(Elementwise::Gelu, 0), reads(Elementwise::Exp, 0)), (8, 1, 8));
+        assert_eq!((reads(Elementwise::Div, 1), reads(Elementwise::Select, 1)), (2 | 8, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a plan says of itself.
 
 use super::kernel::{Kernel, ValueOp};
-use super::plan::op_weight;
+use super::plan::{Part, op_weight};
 use crate::graph::{Op, Snapshot};
 use std::fmt::{Display, Formatter};
 
@@ -12,11 +12,13 @@ pub(crate) struct Report {
     pub edges: Vec<String>,
 }
 
-/// One kernel of a plan.
+/// One launch of a plan.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelReport {
-    /// `map`, `rows`, `reduce` or `matmul`.
+    /// `map`, `rows`, `reduce`, `matmul` or `scatter`.
     pub kind: &'static str,
+    /// How many kernels that are alike it runs.
+    pub parts: usize,
     /// The ops inside, in order.
     pub ops: Vec<&'static str>,
     /// Outer and inner loops.
@@ -33,8 +35,9 @@ pub(crate) struct KernelReport {
 }
 
 impl Report {
-    pub fn kernel(&mut self, graph: &Snapshot, kernel: &Kernel, in_place: &[u32]) {
+    pub fn launch(&mut self, graph: &Snapshot, parts: &[Part]) {
         let node = |n: u32| &graph.entries[n as usize].node;
+        let Some(Part { kernel, .. }) = parts.first() else { return };
         let ops: Vec<&'static str> = kernel
             .nodes
             .iter()
@@ -42,14 +45,16 @@ impl Report {
             .map(|&n| node(n).op.name())
             .collect();
         let root = node(kernel.outputs[0].node);
+        let each = |count: &dyn Fn(&Kernel) -> usize| parts.iter().map(|p| count(&p.kernel)).sum();
         self.kernels.push(KernelReport {
             kind: kind(kernel),
+            parts: parts.len(),
             ops: if ops.is_empty() { vec![root.op.name()] } else { ops },
             loops: format!("{:?} x {:?}", kernel.outer, kernel.inner),
-            bytes_read: kernel.reads().iter().map(|&n| node(n).bytes()).sum(),
-            bytes_written: kernel.outputs.iter().map(|o| node(o.node).bytes()).sum(),
-            flops: flops(kernel),
-            in_place: in_place.len(),
+            bytes_read: each(&|k| k.reads().iter().map(|&n| node(n).bytes()).sum()),
+            bytes_written: each(&|k| k.outputs.iter().map(|o| node(o.node).bytes()).sum()),
+            flops: each(&flops),
+            in_place: parts.iter().map(|p| p.in_place.len()).sum(),
             site: root.site.to_string(),
         });
     }
@@ -68,6 +73,7 @@ fn kind(kernel: &Kernel) -> &'static str {
     let elements =
         kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == super::kernel::Level::Element);
     match kernel.gemm {
+        _ if kernel.scatter.is_some() => "scatter",
         Some(_) => "matmul",
         None if folds && elements => "rows",
         None if folds => "reduce",
@@ -93,7 +99,8 @@ fn flops(kernel: &Kernel) -> usize {
         })
         .sum();
     let of_product = kernel.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.a.starts.len());
-    of_values + of_product
+    let of_scatter = kernel.scatter.as_ref().map_or(0, |s| s.extents.iter().product());
+    of_values + of_product + of_scatter
 }
 
 impl Display for Report {
@@ -112,9 +119,10 @@ impl Display for Report {
 impl Display for KernelReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         let place = if self.in_place > 0 { ", in place" } else { "" };
+        let parts = if self.parts > 1 { format!(" x{}", self.parts) } else { String::new() };
         write!(
             f,
-            "{} {} [{}]: reads {} B, writes {} B, {} FLOP{place} ({})",
+            "{}{parts} {} [{}]: reads {} B, writes {} B, {} FLOP{place} ({})",
             self.kind,
             self.loops,
             self.ops.join(" "),

@@ -18,7 +18,11 @@ pub(crate) struct Kernel {
     /// Operands stand before their users.
     pub values: Vec<Value>,
     pub outputs: Vec<Output>,
+    /// What [`ValueOp::Padded`] compares.
+    pub guards: Vec<Guard>,
     pub gemm: Option<Gemm>,
+    /// Scatters into the only output, whose value says nothing then.
+    pub scatter: Option<Scatter>,
     /// The nodes computed inside, in graph order.
     pub nodes: Vec<u32>,
     /// Those of them whose elements are computed more than once.
@@ -54,6 +58,8 @@ pub(crate) enum Level {
 pub(crate) enum ValueOp {
     /// An element of a buffer.
     Load { node: u32, reach: Reach },
+    /// An element of a buffer where all `count` guards from `first` on hold, else 0.
+    Padded { node: u32, reach: Reach, first: u32, count: u32 },
     /// The row-major index itself.
     Index { reach: Reach },
     /// A scalar input.
@@ -82,7 +88,11 @@ impl ValueOp {
     /// The values it is computed from.
     pub fn operands(&self) -> impl Iterator<Item = u32> {
         let list: [Option<u32>; 3] = match *self {
-            ValueOp::Load { .. } | ValueOp::Index { .. } | ValueOp::Scalar { .. } | ValueOp::Accumulator => [None; 3],
+            ValueOp::Load { .. }
+            | ValueOp::Padded { .. }
+            | ValueOp::Index { .. }
+            | ValueOp::Scalar { .. }
+            | ValueOp::Accumulator => [None; 3],
             ValueOp::Random { index, .. } | ValueOp::Gather { index, .. } => [Some(index), None, None],
             ValueOp::Cast { value }
             | ValueOp::Round { value }
@@ -104,6 +114,40 @@ impl ValueOp {
 pub(crate) struct Reach {
     pub outer: Strides,
     pub inner: Strides,
+    pub offset: isize,
+}
+
+/// Holds where the coordinate that the loops stand at is in `0..limit`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guard {
+    pub coordinate: Reach,
+    pub limit: usize,
+}
+
+/// Adds each element of a source to the place in the output that an index names along one axis.
+#[derive(Clone, Debug)]
+pub(crate) struct Scatter {
+    /// Loops over the source's elements; the axis is `axis`.
+    pub extents: Dims<usize>,
+    pub axis: usize,
+    pub source: Strided,
+    pub index: Strided,
+    /// Strides of the output, whose dimensions but `axis` the loops walk.
+    pub out: Strides,
+    /// Elements of the output.
+    pub out_len: usize,
+    /// The output's size along the axis.
+    pub limit: usize,
+    /// The node that asked for it.
+    pub node: u32,
+}
+
+/// How loops read a stored node.
+#[derive(Clone, Debug)]
+pub(crate) struct Strided {
+    pub node: u32,
+    pub dtype: DType,
+    pub strides: Strides,
     pub offset: isize,
 }
 
@@ -154,10 +198,11 @@ impl Kernel {
             .values
             .iter()
             .filter_map(|v| match v.op {
-                ValueOp::Load { node, .. } | ValueOp::Gather { node, .. } => Some(node),
+                ValueOp::Load { node, .. } | ValueOp::Padded { node, .. } | ValueOp::Gather { node, .. } => Some(node),
                 _ => None,
             })
             .chain(self.gemm.iter().flat_map(|g| [g.a.node, g.b.node]))
+            .chain(self.scatter.iter().flat_map(|s| [s.source.node, s.index.node]))
             .collect();
         nodes.sort_unstable();
         nodes.dedup();
@@ -171,6 +216,7 @@ impl Kernel {
 
     /// Whether running it can find an index out of range.
     pub fn can_fault(&self) -> bool {
-        self.values.iter().any(|v| matches!(v.op, ValueOp::Gather { .. } | ValueOp::Bound { .. }))
+        let checks = |v: &Value| matches!(v.op, ValueOp::Gather { .. } | ValueOp::Bound { .. });
+        self.scatter.is_some() || self.values.iter().any(checks)
     }
 }

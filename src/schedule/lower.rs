@@ -13,7 +13,7 @@ mod product;
 mod rows;
 
 use super::access::{Access, Misfit};
-use super::kernel::{Kernel, ValueOp};
+use super::kernel::{Kernel, Scatter, Strided, ValueOp};
 use crate::dtype::DType;
 use crate::graph::{Entry, Op, Snapshot, View};
 use crate::ops::{Elementwise, Rounding};
@@ -87,7 +87,9 @@ pub(crate) fn lower(context: &Context, target: &Target, loops: &Loops) -> Result
         accesses: Vec::new(),
         absorbed: Vec::new(),
         buffers: vec![target.into],
+        guards: Vec::new(),
         gemm: None,
+        scatter: None,
         depth: 0,
         finishing: false,
     };
@@ -108,7 +110,10 @@ struct Lowering<'c, 'g> {
     /// Stored nodes computed here: node, value, access.
     absorbed: Vec<(u32, u32, Access)>,
     buffers: Vec<u32>,
+    /// Coordinates and limits that padded loads compare.
+    guards: Vec<(Access, usize)>,
     gemm: Option<u32>,
+    scatter: Option<Scatter>,
     depth: usize,
     /// Inside the input of a fold over all rows.
     finishing: bool,
@@ -127,6 +132,12 @@ enum RawOp {
     Load {
         node: u32,
         at: Access,
+    },
+    Padded {
+        node: u32,
+        at: Access,
+        first: u32,
+        count: u32,
     },
     Index {
         at: Access,
@@ -201,7 +212,13 @@ impl Lowering<'_, '_> {
                 return Err(Stop::Store(node, "the chain of ops is too long for one kernel"));
             }
             self.depth += 1;
-            let value = self.compute(node, at)?;
+            let value = match self.compute(node, at) {
+                // It has a buffer anyway: to read that costs no kernel, what would be stored here does.
+                Err(Stop::Store(below, _)) if absorbs && below != node && self.is_expensive(below) => {
+                    return Err(Stop::Separate(node));
+                }
+                value => value?,
+            };
             self.depth -= 1;
             self.nodes.push(node);
             self.accesses.push((node, at));
@@ -213,6 +230,10 @@ impl Lowering<'_, '_> {
         }
         self.known.insert((node, at), value);
         Ok(value)
+    }
+
+    fn is_expensive(&self, node: u32) -> bool {
+        matches!(self.entry(node).node.op, Op::Reduce { .. } | Op::Matmul)
     }
 
     /// Counts a buffer; `node` is what to store when there are too many.
@@ -256,6 +277,8 @@ impl Lowering<'_, '_> {
                 self.plain(ValueOp::Bound { value, limit }, dtype, true, node)
             }
             Op::Cat { .. } => Err(Stop::Store(node, "its parts are written in place")),
+            Op::Pad { before } => self.pad(node, &before, inputs[0], at),
+            Op::Scatter { axis, .. } => self.scatter(node, axis as usize, &inputs),
         }
     }
 
@@ -399,6 +422,52 @@ impl Lowering<'_, '_> {
         let limit = self.shape(inputs[0]).dims()[axis];
         let dtype = self.entry(node).node.dtype;
         self.push(RawOp::Gather { node: base, at, index, stride, limit }, dtype, true, node)
+    }
+}
+
+impl Lowering<'_, '_> {
+    fn pad(&mut self, node: u32, before: &[usize], input: u32, at: Access) -> Result<u32, Stop> {
+        let (shape, inside) = (self.shape(node), self.shape(input));
+        let base = self.stored_base(input)?;
+        self.touch(base, node)?;
+        let (strides, offset) = self.strided(input, base);
+        let mut coordinates = at.decode(&self.loops.extents, &shape).map_err(|m| self.misfit(m, node))?;
+        let first = self.guards.len();
+        for (i, (start, along)) in coordinates.dims.iter_mut().enumerate() {
+            *start -= before[i] as isize;
+            if inside.dims()[i] < shape.dims()[i] {
+                self.guards.push((Access { strides: *along, offset: *start }, inside.dims()[i]));
+            }
+        }
+        let at = coordinates.access(&strides, offset);
+        let count = (self.guards.len() - first) as u32;
+        let dtype = self.entry(node).node.dtype;
+        self.push(RawOp::Padded { node: base, at, first: first as u32, count }, dtype, true, node)
+    }
+
+    fn scatter(&mut self, node: u32, axis: usize, inputs: &[u32]) -> Result<u32, Stop> {
+        if node != self.root || self.buffers[0] != node {
+            return Err(Stop::Store(node, "sums by index are a kernel of their own"));
+        }
+        let mut side = |input: u32| -> Result<Strided, Stop> {
+            let base = self.stored_base(input)?;
+            self.touch(base, node)?;
+            let (strides, offset) = self.strided(input, base);
+            Ok(Strided { node: base, dtype: self.entry(input).node.dtype, strides, offset })
+        };
+        let (source, mut index) = (side(inputs[0])?, side(inputs[1])?);
+        let (from, repeats) = (self.shape(inputs[0]), self.shape(inputs[1]));
+        for (i, stride) in index.strides.iter_mut().enumerate() {
+            if repeats.dims()[i] == 1 {
+                *stride = 0;
+            }
+        }
+        let shape = self.shape(node);
+        let extents = Dims::from_slice(from.dims()).unwrap_or_default();
+        let (out, limit) = (shape.contiguous_strides(), shape.dims()[axis]);
+        self.scatter = Some(Scatter { extents, axis, source, index, out, out_len: shape.numel(), limit, node });
+        // Its result stands in memory; no value is computed.
+        self.plain(ValueOp::Accumulator, self.entry(node).node.dtype, true, node)
     }
 }
 

@@ -2,12 +2,14 @@
 
 mod access;
 mod explain;
+mod group;
 pub(crate) mod kernel;
 mod lower;
 mod plan;
+mod saved;
 
 pub(crate) use access::collapse;
 pub(crate) use explain::Report;
 pub(crate) use kernel::Level;
-pub(crate) use kernel::{Gemm, Kernel, Operand, Output, Reach, Value, ValueOp};
-pub(crate) use plan::{Options, Plan, Source, Step, op_weight, plan};
+pub(crate) use kernel::{Gemm, Guard, Kernel, Operand, Output, Reach, Scatter, Value, ValueOp};
+pub(crate) use plan::{Options, Part, Plan, Source, op_weight, plan};

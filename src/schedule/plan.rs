@@ -6,8 +6,10 @@
 //! and tries again; so when a node's turn comes, everyone who reads it is known.
 
 use super::explain::Report;
+use super::group;
 use super::kernel::Kernel;
 use super::lower::{Context, Loops, Stop, Target, lower};
+use super::saved::Saved;
 use crate::error::{Error, Result};
 use crate::graph::{Op, Snapshot};
 use crate::ops::Elementwise;
@@ -25,9 +27,10 @@ pub(crate) struct Options {
     pub fuse: bool,
 }
 
-/// Kernels in order, and the memory they need.
+/// Launches in order, and the memory they need.
 pub(crate) struct Plan {
-    pub steps: Vec<Step>,
+    /// The kernels of each launch: one, or several that are alike and do not depend on one another.
+    pub steps: Vec<Vec<Part>>,
     /// Bytes of each piece of memory to allocate. Stored nodes share one when their lives do not meet.
     pub slots: Vec<usize>,
     /// Stored nodes that outlive the plan: roots, and what someone holds.
@@ -38,7 +41,7 @@ pub(crate) struct Plan {
 }
 
 /// One kernel of a plan.
-pub(crate) struct Step {
+pub(crate) struct Part {
     pub kernel: Kernel,
     /// Where each output goes, the first time that it is written.
     pub outputs: Vec<(u32, Source)>,
@@ -81,6 +84,8 @@ struct Planner<'g> {
     /// Kernel that writes each stored node (the last of its parts).
     producer: FxHashMap<u32, Vec<usize>>,
     shared: Vec<(u32, u32)>,
+    /// Stored nodes that derivatives will read.
+    saved: Vec<bool>,
     report: Report,
 }
 
@@ -94,9 +99,17 @@ impl<'g> Planner<'g> {
             let entry = &graph.entries[i];
             entry.held && entry.node.depth() > HELD_DEPTH && is_computed(&entry.node.op)
         };
-        let stored = (0..graph.entries.len())
+        let mut stored: Vec<bool> = (0..graph.entries.len())
             .map(|i| !pending(i) || graph.entries[i].root || worth_keeping(i) || (!options.fuse && !transparent(i)))
             .collect();
+        let mut report = Report::default();
+        for (node, reader) in operands_in_memory(graph) {
+            if !std::mem::replace(&mut stored[node as usize], true) {
+                report.edge(graph, node, reader, "a product or a gather reads it from memory");
+            }
+        }
+        let Saved { nodes: saved, store } = Saved::of(graph, &stored);
+        store.into_iter().for_each(|node| stored[node as usize] = true);
         let mut consumers = vec![Vec::new(); graph.entries.len()];
         let (mut params, mut count) = (FxHashMap::default(), 0);
         for (i, entry) in graph.entries.iter().enumerate() {
@@ -112,7 +125,7 @@ impl<'g> Planner<'g> {
             }
         }
         let (kernels, producer, shared) = (Vec::new(), FxHashMap::default(), Vec::new());
-        Planner { graph, options, stored, consumers, params, kernels, producer, shared, report: Report::default() }
+        Planner { graph, options, stored, consumers, params, kernels, producer, shared, saved, report }
     }
 
     /// A root that is a reshape of another node needs no kernel of its own: it shares the buffer, and
@@ -305,6 +318,8 @@ impl<'g> Planner<'g> {
                 Op::Scalar(_) | Op::View(_) | Op::Iota => 0,
                 Op::Cast | Op::Copy | Op::Bound { .. } => 1,
                 Op::Gather { .. } => 3,
+                Op::Pad { .. } => 2,
+                Op::Random { .. } if free => 0,
                 _ => return false,
             };
             list.extend(&entry.inputs);
@@ -322,8 +337,9 @@ impl<'g> Planner<'g> {
         self.kernels.push(kernel);
     }
 
-    /// Kernels so that each stands behind those it reads from; among equals, in graph order.
-    fn order(&self) -> Result<Vec<usize>> {
+    /// Launches so that each kernel stands behind those it reads from; among equals, in graph order.
+    /// Small kernels that are alike wait for one another, to go in one launch.
+    fn order(&self) -> Result<Vec<Vec<usize>>> {
         let mut waits = vec![0usize; self.kernels.len()];
         let mut wakes = vec![Vec::new(); self.kernels.len()];
         for (k, kernel) in self.kernels.iter().enumerate() {
@@ -333,73 +349,110 @@ impl<'g> Planner<'g> {
                 wakes[*before].push(k);
             }
         }
-        let rank = |k: usize| (self.kernels[k].outputs[0].node, k);
+        let groups = self.groups();
+        let rank = |k: usize| (groups[k].is_some_and(|g| g.patient), self.kernels[k].outputs[0].node, k);
         let mut ready: BinaryHeap<_> =
             (0..self.kernels.len()).filter(|&k| waits[k] == 0).map(|k| Reverse(rank(k))).collect();
         let mut order = Vec::with_capacity(self.kernels.len());
-        while let Some(Reverse((_, k))) = ready.pop() {
-            order.push(k);
-            for &next in &wakes[k] {
+        let mut done = 0;
+        while let Some(Reverse((.., first))) = ready.pop() {
+            let mut step = vec![first];
+            if let Some(group) = groups[first] {
+                let alike = |&Reverse((.., k)): &Reverse<(bool, u32, usize)>| groups[k].is_some_and(|g| g.id == group.id);
+                let (mates, rest): (Vec<_>, Vec<_>) = ready.into_vec().into_iter().partition(alike);
+                ready = rest.into();
+                step.extend(mates.into_iter().map(|Reverse((.., k))| k));
+                step.sort_unstable_by_key(|&k| rank(k));
+            }
+            for &next in step.iter().flat_map(|&k| &wakes[k]) {
                 waits[next] -= 1;
                 if waits[next] == 0 {
                     ready.push(Reverse(rank(next)));
                 }
             }
+            done += step.len();
+            order.push(step);
         }
-        let complete = order.len() == self.kernels.len();
+        let complete = done == self.kernels.len();
         if complete { Ok(order) } else { Err(Error::internal("schedule::plan", "kernels wait for each other")) }
     }
 
-    fn finish(mut self, order: Vec<usize>) -> Plan {
-        let mut kernels: Vec<Option<Kernel>> = std::mem::take(&mut self.kernels).into_iter().map(Some).collect();
-        let ordered: Vec<Kernel> = order.into_iter().filter_map(|k| kernels[k].take()).collect();
-        let is_kept = |node: u32| {
-            let entry = &self.graph.entries[node as usize];
-            entry.root || entry.held || self.shared.iter().any(|&(_, base)| base == node)
-        };
-        let mut last_use: FxHashMap<u32, usize> = FxHashMap::default();
-        for (k, kernel) in ordered.iter().enumerate() {
-            last_use.extend(kernel.reads().into_iter().map(|node| (node, k)));
-            last_use.extend(kernel.outputs.iter().map(|o| (o.node, k)));
+    /// Which kernels may share a launch.
+    fn groups(&self) -> Vec<Option<group::Membership>> {
+        if !self.options.fuse {
+            return vec![None; self.kernels.len()];
         }
-        let leaves_stay = ordered.iter().any(Kernel::can_fault);
+        let temporary = |node: u32| match self.graph.entries[node as usize].realized {
+            true => 0,
+            false => self.graph.entries[node as usize].node.bytes(),
+        };
+        group::memberships(&self.kernels, &temporary, &|node| self.graph.entries[node as usize].node.dtype)
+    }
+
+    fn is_kept(&self, node: u32) -> bool {
+        let entry = &self.graph.entries[node as usize];
+        entry.root
+            || entry.held
+            || self.saved[node as usize]
+            || self.shared.iter().any(|&(_, base)| base == node)
+    }
+
+    fn finish(mut self, order: Vec<Vec<usize>>) -> Plan {
+        let mut kernels: Vec<Option<Kernel>> = std::mem::take(&mut self.kernels).into_iter().map(Some).collect();
+        let ordered: Vec<Vec<Kernel>> =
+            order.into_iter().map(|step| step.into_iter().filter_map(|k| kernels[k].take()).collect()).collect();
+        let mut last_use: FxHashMap<u32, usize> = FxHashMap::default();
+        for (at, kernel) in ordered.iter().enumerate().flat_map(|(at, step)| step.iter().map(move |k| (at, k))) {
+            last_use.extend(kernel.reads().into_iter().map(|node| (node, at)));
+            last_use.extend(kernel.outputs.iter().map(|o| (o.node, at)));
+        }
+        let leaves_stay = ordered.iter().flatten().any(Kernel::can_fault);
         let mut memory = Memory::default();
         let mut kept = Vec::new();
         let mut steps = Vec::with_capacity(ordered.len());
-        for (k, kernel) in ordered.into_iter().enumerate() {
-            let dies = |node: u32| last_use.get(&node) == Some(&k) && !is_kept(node);
-            let (mut outputs, mut in_place, mut taken) = (Vec::new(), Vec::new(), Vec::new());
-            for output in &kernel.outputs {
-                if memory.home.contains_key(&output.node) {
-                    continue;
+        for (at, step) in ordered.into_iter().enumerate() {
+            let dies = |node: u32| last_use.get(&node) == Some(&at) && !self.is_kept(node);
+            // What several parts read is nobody's to take.
+            let mut readers: FxHashMap<u32, usize> = FxHashMap::default();
+            step.iter().flat_map(Kernel::reads).for_each(|node| *readers.entry(node).or_default() += 1);
+            let mut taken = Vec::new();
+            let mut parts = Vec::with_capacity(step.len());
+            for kernel in step {
+                let (mut outputs, mut in_place) = (Vec::new(), Vec::new());
+                for output in &kernel.outputs {
+                    if memory.home.contains_key(&output.node) {
+                        continue;
+                    }
+                    let may_take = |node: u32| {
+                        let entry = &self.graph.entries[node as usize];
+                        let free = !entry.realized || (entry.donatable && !leaves_stay);
+                        dies(node) && readers[&node] == 1 && !taken.contains(&node) && free
+                    };
+                    let donor = donor(&kernel, output, self.graph, &may_take);
+                    let bytes = self.graph.entries[output.node as usize].node.bytes();
+                    let source = match donor {
+                        Some(node) => memory.home.get(&node).copied().unwrap_or(Source::Leaf(node)),
+                        None => memory.take(bytes, self.is_kept(output.node)),
+                    };
+                    if let Some(node) = donor {
+                        taken.push(node);
+                        in_place.push(output.node);
+                    }
+                    memory.home.insert(output.node, source);
+                    outputs.push((output.node, source));
+                    if self.is_kept(output.node) {
+                        kept.push(output.node);
+                    }
                 }
-                let may_take = |node: u32| {
-                    let entry = &self.graph.entries[node as usize];
-                    dies(node) && !taken.contains(&node) && (!entry.realized || (entry.donatable && !leaves_stay))
-                };
-                let donor = donor(&kernel, output, self.graph, &may_take);
-                let bytes = self.graph.entries[output.node as usize].node.bytes();
-                let source = match donor {
-                    Some(node) => memory.home.get(&node).copied().unwrap_or(Source::Leaf(node)),
-                    None => memory.take(bytes, is_kept(output.node)),
-                };
-                if let Some(node) = donor {
-                    taken.push(node);
-                    in_place.push(output.node);
-                }
-                memory.home.insert(output.node, source);
-                outputs.push((output.node, source));
-                if is_kept(output.node) {
-                    kept.push(output.node);
-                }
+                parts.push(Part { kernel, outputs, in_place });
             }
-            let mut used = kernel.reads();
-            used.extend(kernel.outputs.iter().map(|o| o.node));
+            let mut used: Vec<u32> = parts.iter().flat_map(|p| p.kernel.reads()).collect();
+            used.extend(parts.iter().flat_map(|p| p.kernel.outputs.iter().map(|o| o.node)));
             used.sort_unstable();
             used.dedup();
             used.into_iter().filter(|&node| dies(node) && !taken.contains(&node)).for_each(|node| memory.give(node));
-            self.report.kernel(self.graph, &kernel, &in_place);
-            steps.push(Step { kernel, outputs, in_place });
+            self.report.launch(self.graph, &parts);
+            steps.push(parts);
         }
         Plan { steps, slots: memory.slots, kept, shared: self.shared, report: self.report }
     }
@@ -436,6 +489,25 @@ impl Memory {
     }
 }
 
+/// What products, gathers, pads and scatters read: the node that gets a buffer for it, and the reader.
+fn operands_in_memory(graph: &Snapshot) -> Vec<(u32, u32)> {
+    let entry = |node: u32| &graph.entries[node as usize];
+    let base = |node: u32| match (entry(node).node.op, entry(node).inputs.first()) {
+        (Op::View(_), Some(&base)) if !matches!(entry(base).node.op, Op::View(_)) || entry(base).realized => base,
+        _ => node,
+    };
+    let mut list = Vec::new();
+    for (reader, entry) in graph.entries.iter().enumerate().filter(|(_, e)| !e.realized) {
+        let operands = match entry.node.op {
+            Op::Matmul | Op::Scatter { .. } => &entry.inputs[..],
+            Op::Gather { .. } | Op::Pad { .. } => &entry.inputs[..1],
+            _ => &[],
+        };
+        list.extend(operands.iter().map(|&node| (base(node), reader as u32)));
+    }
+    list
+}
+
 /// Ops that a kernel can compute and store on its way to another value.
 fn is_computed(op: &Op) -> bool {
     matches!(op, Op::Elementwise(_) | Op::Cast | Op::Reduce { .. } | Op::Matmul)
@@ -444,7 +516,7 @@ fn is_computed(op: &Op) -> bool {
 /// A dying buffer that an output may be written over: a map that reads it exactly where it writes.
 fn donor(kernel: &Kernel, output: &super::Output, graph: &Snapshot, may_take: &dyn Fn(u32) -> bool) -> Option<u32> {
     use super::ValueOp;
-    if kernel.gemm.is_some() || kernel.has_reduce() || !kernel.outer.is_empty() {
+    if kernel.gemm.is_some() || kernel.scatter.is_some() || kernel.has_reduce() || !kernel.outer.is_empty() {
         return None;
     }
     let bytes = graph.entries[output.node as usize].node.bytes();
@@ -452,7 +524,7 @@ fn donor(kernel: &Kernel, output: &super::Output, graph: &Snapshot, may_take: &d
         let entry = &graph.entries[node as usize];
         let in_place = kernel.values.iter().all(|v| match v.op {
             ValueOp::Load { node: n, reach } if n == node => reach == output.reach,
-            ValueOp::Gather { node: n, .. } => n != node,
+            ValueOp::Gather { node: n, .. } | ValueOp::Padded { node: n, .. } => n != node,
             _ => true,
         });
         entry.node.bytes() == bytes && entry.node.dtype.size() == output.dtype.size() && in_place && may_take(node)

@@ -1,6 +1,6 @@
 //! A method a row of the op table, conversion, and compositions of elementwise ops.
 
-use super::{Operand, Tensor};
+use super::{Operand, Tensor, autocast};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::for_each_elementwise;
@@ -39,6 +39,12 @@ impl Tensor {
     pub(crate) fn elementwise(op: Elementwise, operands: &[&Tensor]) -> Result<Tensor> {
         let name = op.name();
         let typed = if op.sort() == Sort::Select { &operands[1..] } else { operands };
+        if let Some(dtype) = autocast::common(typed.iter().map(|t| t.dtype())) {
+            let untyped = operands.len() - typed.len();
+            let cast = typed.iter().map(|t| t.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            let all: Vec<&Tensor> = operands[..untyped].iter().copied().chain(&cast).collect();
+            return Tensor::elementwise(op, &all);
+        }
         for other in &operands[1..] {
             operands[0].same_device(name, other)?;
         }

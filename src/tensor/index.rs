@@ -1,6 +1,7 @@
 //! Reading through indices. An index out of range is an error at evaluation, which names the call.
 
 use super::{Dim, Tensor};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::shape::Shape;
@@ -60,8 +61,73 @@ impl Tensor {
         self.selected("embedding", 0, &ids.flatten_all()?)?.reshape(shape)
     }
 
+    /// `self` with `source` added along `dim` where `index` says: `out[.., index[.., i, ..], ..] +=
+    /// source[.., i, ..]`, in the order of i.
+    ///
+    /// # Errors
+    /// Sources and indices of different shapes, or larger than `self` in another dimension; dtypes that
+    /// differ; indices that are no integers; at evaluation, an index out of range.
     #[track_caller]
-    fn gathered(&self, op: &'static str, dim: usize, index: &Tensor, shape: Shape) -> Result<Tensor> {
+    pub fn scatter_add(&self, dim: impl Dim, index: &Tensor, source: &Tensor) -> Result<Tensor> {
+        let op = "scatter_add";
+        let dim = dim.of(self.shape(), op)?;
+        if index.shape() != source.shape() {
+            return Err(Error::shapes(op, index.shape(), source.shape(), "an index for each element is wanted"));
+        }
+        let fits = |i: usize| i == dim || source.dims()[i] <= self.dims()[i];
+        if source.rank() != self.rank() || !(0..self.rank()).all(fits) {
+            let reason = format!("the source may exceed the tensor in dimension {dim} only");
+            return Err(Error::shapes(op, self.shape(), source.shape(), reason));
+        }
+        self.same_dtype(op, source)?;
+        self.with_sums(source.widened()?.scattered(op, dim, index, *self.shape())?)
+    }
+
+    /// `self` with the slices of `source` along `dim` added to those that a vector of indices names.
+    ///
+    /// # Errors
+    /// An index that is no integer vector with an entry a slice; shapes that differ elsewhere; dtypes
+    /// that differ; at evaluation, an index out of range.
+    #[track_caller]
+    pub fn index_add(&self, dim: impl Dim, index: &Tensor, source: &Tensor) -> Result<Tensor> {
+        let op = "index_add";
+        let dim = dim.of(self.shape(), op)?;
+        let fits = |i: usize| source.dims()[i] == if i == dim { index.numel() } else { self.dims()[i] };
+        if index.rank() != 1 || source.rank() != self.rank() || !(0..self.rank()).all(fits) {
+            let reason = format!("the source must have the tensor's shape, and {} slices", index.numel());
+            return Err(Error::shapes(op, self.shape(), source.shape(), reason));
+        }
+        self.same_dtype(op, source)?;
+        let mut along = vec![1; self.rank()];
+        along[dim] = index.numel();
+        self.with_sums(source.widened()?.scattered(op, dim, &index.reshape(along)?, *self.shape())?)
+    }
+
+    #[track_caller]
+    fn with_sums(&self, sums: Tensor) -> Result<Tensor> {
+        (self.widened()? + sums)?.to_dtype(self.dtype())
+    }
+
+    /// Zeros of `shape` to which this tensor's elements are added along `dim` where `index`, which
+    /// broadcasts to it, says. In the compute dtype.
+    #[track_caller]
+    pub(crate) fn scattered(&self, op: &'static str, dim: usize, index: &Tensor, shape: Shape) -> Result<Tensor> {
+        self.same_device(op, index)?;
+        index.needs_index(op)?;
+        if self.dtype() == DType::Bool {
+            return Err(Error::dtype(op, DType::Bool, "convert with to_dtype(DType::U8)"));
+        }
+        if self.numel() == 0 {
+            return Tensor::zeros(shape, self.dtype(), self.device());
+        }
+        if shape.numel() == 0 {
+            return Err(Error::shape(op, &shape, "there is nothing to add to"));
+        }
+        Tensor::record(Op::Scatter { axis: dim as u8, name: op }, &[self, index], shape, self.dtype(), self.device())
+    }
+
+    #[track_caller]
+    pub(crate) fn gathered(&self, op: &'static str, dim: usize, index: &Tensor, shape: Shape) -> Result<Tensor> {
         self.same_device(op, index)?;
         index.needs_index(op)?;
         if shape.numel() > 0 && self.numel() == 0 {

@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::Tensor;
+use super::{Tensor, autocast, full_precision};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Op;
@@ -15,6 +15,10 @@ impl Tensor {
     /// Scalars, inner sizes that differ, batch dimensions that do not broadcast, different dtypes, bool.
     #[track_caller]
     pub fn matmul(&self, other: &Tensor) -> Result<Tensor> {
+        if autocast::is_on() {
+            let (a, b) = (autocast::operand(self)?, autocast::operand(other)?);
+            return full_precision(|| a.matmul(&b));
+        }
         self.same_device("matmul", other)?;
         self.same_dtype("matmul", other)?;
         if self.dtype() == DType::Bool {

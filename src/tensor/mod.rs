@@ -1,6 +1,7 @@
 //! Layer 6: the user's type. Calls check shapes and dtypes and record a node; nothing is computed
 //! until elements are read.
 
+mod autocast;
 mod create;
 mod display;
 mod elementwise;
@@ -13,6 +14,8 @@ mod read;
 mod reduce;
 mod view;
 
+pub use autocast::autocast;
+pub(crate) use autocast::full_precision;
 pub use operand::{Dim, IntoDims, Operand};
 
 use crate::device::Device;
@@ -129,14 +132,14 @@ impl Tensor {
         Ok(Tensor(Arc::new(Node::realized(storage, shape, dtype, device.clone(), Location::caller()))))
     }
 
-    fn same_device(&self, op: &'static str, other: &Tensor) -> Result<()> {
+    pub(crate) fn same_device(&self, op: &'static str, other: &Tensor) -> Result<()> {
         if self.device() == other.device() {
             return Ok(());
         }
         Err(Error::DeviceMismatch { op, lhs: self.device().to_string(), rhs: other.device().to_string() })
     }
 
-    fn same_dtype(&self, op: &'static str, other: &Tensor) -> Result<()> {
+    pub(crate) fn same_dtype(&self, op: &'static str, other: &Tensor) -> Result<()> {
         if self.dtype() == other.dtype() {
             return Ok(());
         }

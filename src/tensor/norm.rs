@@ -45,7 +45,8 @@ impl Tensor {
             return self.widened();
         }
         let wide = self.widened()?;
-        let largest = wide.max_keepdim(dim)?;
+        // Whatever is subtracted cancels, so no gradient flows through it.
+        let largest = wide.detach().max_keepdim(dim)?;
         wide - largest
     }
 
@@ -154,7 +155,8 @@ impl Tensor {
         }
         let along = Dims::from_slice(&[dim]).unwrap_or_default();
         let wide = self.widened()?;
-        let largest = wide.reduce(Reduction::Max, &along, true)?;
+        // Whatever is subtracted is added again, so no gradient flows through it.
+        let largest = wide.detach().reduce(Reduction::Max, &along, true)?;
         let total = (&wide - &largest)?.exp()?.sum(dim)?.ln()?;
         (total + largest.squeeze(dim)?)?.to_dtype(self.dtype())
     }

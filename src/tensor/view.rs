@@ -3,7 +3,7 @@
 
 use super::{Dim, Tensor};
 use crate::error::{Error, Result};
-use crate::graph::{Op, View};
+use crate::graph::{NodeRef, Op, Track, View};
 use crate::shape::{Dims, IntoShape, Shape, Strides};
 use std::borrow::Borrow;
 use std::ops::{Bound, RangeBounds};
@@ -16,11 +16,19 @@ pub(crate) struct Layout {
 }
 
 impl Tensor {
-    /// This tensor as a reading of its base: itself, unless it is a pending view.
+    /// This tensor as a reading of its base: itself, unless it is a pending view. A view that ends the
+    /// history of its base, or begins one, is a base itself.
     pub(crate) fn layout(&self) -> Layout {
-        if let Op::View(view) = self.0.op {
+        if let Op::View(view) = self.0.op
+            && self.0.depth() > 0
+        {
             let base = self.0.state().inputs.first().cloned();
-            if let Some(base) = base {
+            let same_history = |base: &NodeRef| match self.0.track() {
+                Track::Variable => false,
+                Track::Constant => base.track() == Track::Constant,
+                Track::Tracked | Track::Released => true,
+            };
+            if let Some(base) = base.filter(same_history) {
                 return Layout { base: Tensor(base), strides: view.strides, offset: view.offset };
             }
         }
@@ -300,6 +308,80 @@ impl Tensor {
             return Ok(self.clone());
         }
         Tensor::record(Op::Copy, &[self], *self.shape(), self.dtype(), self.device())
+    }
+
+    /// In a box of zeros: `padding` has, for each dimension, how many come before and how many after.
+    ///
+    /// # Errors
+    /// Not one pair a dimension; too many elements.
+    #[track_caller]
+    pub fn pad(&self, padding: &[(usize, usize)]) -> Result<Tensor> {
+        if padding.len() != self.rank() {
+            let reason = format!("{} pairs of padding; give one a dimension", padding.len());
+            return Err(Error::shape("pad", self.shape(), reason));
+        }
+        let sum = |(&size, &(before, after)): (&usize, &(usize, usize))| {
+            size.saturating_add(before).saturating_add(after)
+        };
+        let sizes: Vec<usize> = self.dims().iter().zip(padding).map(sum).collect();
+        let before: Vec<usize> = padding.iter().map(|&(before, _)| before).collect();
+        self.pad_to(&before, Shape::new(&sizes)?)
+    }
+
+    /// In a box of zeros of `shape`, from coordinates `before` on.
+    #[track_caller]
+    pub(crate) fn pad_to(&self, before: &[usize], shape: Shape) -> Result<Tensor> {
+        if shape == *self.shape() {
+            return Ok(self.clone());
+        }
+        if self.numel() == 0 {
+            return Tensor::zeros(shape, self.dtype(), self.device());
+        }
+        let before = Dims::from_slice(before).unwrap_or_default();
+        Tensor::record(Op::Pad { before }, &[self], shape, self.dtype(), self.device())
+    }
+
+    /// Sliding windows of `size` elements along a dimension, one every `step` elements; the elements of
+    /// a window become a new last dimension. Nothing is copied.
+    ///
+    /// # Errors
+    /// No such dimension, or fewer elements than a window has; a size or step of 0; too many dimensions.
+    #[track_caller]
+    pub fn unfold(&self, dim: impl Dim, size: usize, step: usize) -> Result<Tensor> {
+        self.windows("unfold", dim, size, step, 1)
+    }
+
+    /// [`Tensor::unfold`] with elements of a window `dilation` apart.
+    #[track_caller]
+    pub(crate) fn windows(
+        &self,
+        op: &'static str,
+        dim: impl Dim,
+        size: usize,
+        step: usize,
+        dilation: usize,
+    ) -> Result<Tensor> {
+        let dim = dim.of(self.shape(), op)?;
+        let n = self.dims()[dim];
+        if size == 0 || step == 0 || dilation == 0 {
+            return Err(Error::arg(op, format!("size {size}, step {step} and dilation {dilation} must be positive")));
+        }
+        let span = (size - 1).saturating_mul(dilation).saturating_add(1);
+        if span > n {
+            let reason = format!("a window of {span} elements does not fit dimension {dim} of size {n}");
+            return Err(Error::shape(op, self.shape(), reason));
+        }
+        let mut sizes = self.dims().to_vec();
+        sizes[dim] = (n - span) / step + 1;
+        sizes.push(size);
+        let shape = Shape::new(&sizes)?;
+        let mut layout = self.layout();
+        let stride = layout.strides[dim];
+        layout.strides[dim] = stride * step as isize;
+        if !layout.strides.insert(sizes.len() - 1, stride * dilation as isize) {
+            return Err(Error::shape(op, self.shape(), "too many dimensions"));
+        }
+        self.view(shape, layout)
     }
 
     /// Pieces of `size` along a dimension; the last may be smaller.

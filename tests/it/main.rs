@@ -1,5 +1,6 @@
 //! The integration tests, as one binary.
 
+mod autograd;
 mod bad_input;
 mod creation;
 mod digits;

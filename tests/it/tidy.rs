@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate and the layer each belongs to; a file may name its own layer and lower ones.
-const LAYERS: [(&str, u32); 11] = [
+const LAYERS: [(&str, u32); 16] = [
     ("error", 0),
     ("dtype", 0),
     ("shape", 0),
@@ -14,8 +14,13 @@ const LAYERS: [(&str, u32); 11] = [
     ("schedule", 3),
     ("engine", 5),
     ("tensor", 6),
-    ("testing", 7),
-    ("lib", 7),
+    ("autograd", 7),
+    ("data", 8),
+    ("io", 8),
+    ("nn", 9),
+    ("optim", 9),
+    ("testing", 9),
+    ("lib", 9),
 ];
 
 /// Handles that stand for a device where no device may be known.

@@ -2,7 +2,7 @@
 
 use super::isa::Isa;
 use super::program::{
-    BLOCK_LANES, Finish, Fold, Gather, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program, SEGMENT,
+    BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program, SEGMENT,
     SHORT_ROW, Slot, Step, TILE, Target,
 };
 use super::tile::{self, TileFn, class};
@@ -75,6 +75,13 @@ impl<'k> Compiler<'k> {
     }
 
     fn compile(mut self, in_place: &[u32]) -> Result<Program> {
+        if let Some(scatter) = &self.kernel.scatter {
+            let buffers = [scatter.source.node, scatter.index.node, self.kernel.outputs[0].node];
+            let bound = buffers.map(|node| self.buffer(node));
+            let elements = scatter.extents.iter().product();
+            let (scatter, buffers) = (Some((scatter.clone(), bound)), self.buffers);
+            return Ok(Program { scatter, buffers, rows: 1, row_len: elements, ..Program::default() });
+        }
         self.alias_and_order();
         let phases = self.phase.iter().max().map_or(1, |p| p + 1);
         self.mark_needed(phases);
@@ -102,6 +109,7 @@ impl<'k> Compiler<'k> {
         }
         let kernel = self.kernel;
         let kept_sizes = self.kept_sizes();
+        let guards = kernel.guards.iter().map(|g| self.guard(g)).collect();
         let gemm = kernel.gemm.as_ref().map(|gemm| Product {
             a: self.buffer(gemm.a.node),
             b: self.buffer(gemm.b.node),
@@ -123,6 +131,7 @@ impl<'k> Compiler<'k> {
             values: kernel.values.len(),
             buffers: self.buffers,
             slots: self.slots,
+            guards,
             gathers: self.gathers,
             outputs,
             folds,
@@ -136,6 +145,7 @@ impl<'k> Compiler<'k> {
             kept: kept_sizes,
             kept_stride,
             gemm,
+            scatter: None,
             weight: weight(kernel),
         })
     }
@@ -175,7 +185,10 @@ impl<'k> Compiler<'k> {
 
     /// A load costs no more a second time than keeping its result would.
     fn repeats(&self, v: u32) -> bool {
-        matches!(self.kernel.values[v as usize].op, ValueOp::Load { .. } | ValueOp::Index { .. })
+        matches!(
+            self.kernel.values[v as usize].op,
+            ValueOp::Load { .. } | ValueOp::Padded { .. } | ValueOp::Index { .. }
+        )
     }
 
     /// For each phase, the element values computed or used in it; what an earlier one computed is kept.
@@ -267,15 +280,31 @@ impl<'k> Compiler<'k> {
         Slot { buffer: node.map_or(0, |n| self.buffer(n)), dtype, convert, offset: reach.offset, walk, other }
     }
 
+    fn guard(&self, guard: &crate::schedule::Guard) -> Guard {
+        let reach = &guard.coordinate;
+        let (outer, inner) = (Walk::plain(&self.kernel.outer, &reach.outer), Walk::plain(&self.kernel.inner, &reach.inner));
+        let (walk, other) = if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) };
+        Guard { offset: reach.offset, walk, other, limit: guard.limit }
+    }
+
     fn make_slot(&mut self, v: u32) {
         let value = &self.kernel.values[v as usize];
         let (node, reach) = match value.op {
-            ValueOp::Load { node, reach } | ValueOp::Gather { node, reach, .. } => (Some(node), reach),
+            ValueOp::Load { node, reach }
+            | ValueOp::Padded { node, reach, .. }
+            | ValueOp::Gather { node, reach, .. } => (Some(node), reach),
             ValueOp::Index { reach } => (None, reach),
             _ => return,
         };
         let dtype = node.map_or(DType::I64, |n| (self.node_dtype)(n));
-        let slot = self.slot(node, dtype, &reach, tile::load(self.isa, dtype));
+        let mut slot = self.slot(node, dtype, &reach, tile::load(self.isa, dtype));
+        if let ValueOp::Padded { .. } = value.op {
+            // Its guards walk the same loops.
+            slot.walk = match self.mode {
+                Mode::Columns => Walk::plain(&self.kernel.outer, &reach.outer),
+                _ => Walk::plain(&self.kernel.inner, &reach.inner),
+            };
+        }
         self.slot_of[v as usize] = Some(self.slots.len() as u32);
         if let ValueOp::Gather { index, stride, limit, .. } = value.op {
             let index_dtype = class(self.kernel.values[index as usize].dtype);
@@ -356,6 +385,7 @@ impl<'k> Compiler<'k> {
                 let direct = s.convert.is_none() && s.walk.is_contiguous() && value.level == Level::Element;
                 Some(if direct { Step::Point { value: v, slot } } else { Step::Load { value: v, slot } })
             }
+            ValueOp::Padded { first, count, .. } => Some(Step::Padded { value: v, slot, first, count }),
             ValueOp::Index { .. } => Some(Step::Index { value: v, slot }),
             ValueOp::Scalar { param } => Some(Step::Param { value: v, param, class: class(value.dtype) }),
             ValueOp::Random { kind, index, param } => {
@@ -637,6 +667,7 @@ fn weight(kernel: &Kernel) -> usize {
         ValueOp::Elementwise { op, .. } if v.level == Level::Element => op_weight(op),
         ValueOp::Random { .. } => 40,
         ValueOp::Gather { .. } => 8,
+        ValueOp::Padded { .. } => 2,
         _ => 1,
     };
     kernel.values.iter().map(of).sum()

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Rough instructions below which a launch stays on the calling thread: waking another takes
 /// microseconds.
-const PARALLEL_WORK: usize = 1 << 16;
+pub const PARALLEL_WORK: usize = 1 << 16;
 /// Rough instructions that make a job of their own.
 const JOB_WORK: usize = 1 << 15;
 
@@ -94,6 +94,12 @@ impl<'p> Launch<'p> {
     /// The first index that was out of range; outputs then hold unspecified values.
     pub fn run(mut self) -> Result<(), Fault> {
         let program = self.program;
+        if let Some((scatter, [source, index, out])) = &program.scatter {
+            let memory = |buffer: &usize| self.buffers[*buffer].0;
+            // SAFETY: the buffers are the kernel's, whose strides the verifier found inside them.
+            let fault = unsafe { super::scatter::run(scatter, memory(source), memory(index), memory(out)) };
+            return fault.map_or(Ok(()), Err);
+        }
         let mut notes: Vec<Vec<u64>> = program.finishes.iter().map(|_| vec![0; program.rows]).collect();
         self.notes = notes.iter_mut().map(|n| Memory(n.as_mut_ptr().cast())).collect();
         match (&program.gemm, program.mode) {
@@ -471,6 +477,28 @@ impl<'p> Launch<'p> {
                         slot.dtype,
                         slot.convert,
                         &slot.walk,
+                        scope.start,
+                        scope.n,
+                    );
+                }
+                Step::Padded { value, slot, first, count } => {
+                    let slot = &self.program.slots[slot as usize];
+                    let guards = &self.program.guards[first as usize..(first + count) as usize];
+                    let guards = guards.iter().map(|g| walk::Guarded {
+                        walk: &g.walk,
+                        start: g.offset + g.other.position(scope.other),
+                        limit: g.limit,
+                    });
+                    let position = slot.offset + slot.other.position(scope.other);
+                    // Where no guard holds, this points outside the buffer and is not read.
+                    let memory =
+                        self.buffers[slot.buffer].0.wrapping_offset(position * slot.dtype.size() as isize);
+                    walk::load_padded(
+                        tiles[value as usize],
+                        memory,
+                        (slot.dtype, slot.convert),
+                        &slot.walk,
+                        guards,
                         scope.start,
                         scope.n,
                     );

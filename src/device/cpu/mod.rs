@@ -6,6 +6,7 @@ mod gemm;
 mod isa;
 mod memory;
 mod program;
+mod scatter;
 mod threads;
 mod tile;
 mod walk;
@@ -29,6 +30,9 @@ pub(crate) struct CpuDevice {
     /// Key and position of the random stream.
     random: Mutex<(u64, u64)>,
 }
+
+/// Rough instructions from which on a part of a launch is worth several threads.
+const LARGE_PART: usize = 8 * exec::PARALLEL_WORK;
 
 /// Seed of a process that sets none.
 const DEFAULT_SEED: u64 = 0x7465_6e73_6f72;
@@ -97,17 +101,31 @@ fn missing(isa: Isa) -> Vec<String> {
     missing
 }
 
-/// Runs a program over the buffers of the nodes that it names, in its order.
+/// Runs programs that do not depend on one another, each over the buffers of the nodes that it names,
+/// in its order.
 ///
 /// # Errors
-/// The first index that was out of range.
-pub(crate) fn launch(program: &Program, buffers: &[&Storage], params: &[Scalar]) -> Result<(), Fault> {
-    let pointers: Vec<*mut u8> = buffers.iter().map(|storage| storage.raw().as_ptr()).collect();
-    // SAFETY: the engine, the only caller, hands over a plan's buffers: each of its node's size, written
-    // before it is read since the plan orders its kernels, and written over an input only where the
-    // program was compiled for it. The engine's lock keeps other evaluations out, and what is written
-    // is in no tensor's hands yet, or of a leaf that no tensor can reach.
-    unsafe { Launch::new(program, &pointers, params) }.run()
+/// An index that was out of range.
+pub(crate) fn launch(parts: &[(&Program, Vec<&Storage>)], params: &[Scalar]) -> Result<(), Fault> {
+    let fault = Mutex::new(None);
+    let run = |part: usize| {
+        let (program, buffers) = &parts[part];
+        let pointers: Vec<*mut u8> = buffers.iter().map(|storage| storage.raw().as_ptr()).collect();
+        // SAFETY: the engine, the only caller, hands over a plan's buffers: each of its node's size, written
+        // before it is read since the plan orders its launches, and written over an input only where the
+        // program was compiled for it and no other part reads that. The engine's lock keeps other
+        // evaluations out, and what is written is in no tensor's hands yet, or of a leaf that no tensor
+        // can reach.
+        if let Err(found) = unsafe { Launch::new(program, &pointers, params) }.run() {
+            fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+        }
+    };
+    // Large parts share the threads inside; small ones are shared among them.
+    let (large, small): (Vec<usize>, Vec<usize>) = (0..parts.len()).partition(|&i| parts[i].0.work() > LARGE_PART);
+    large.into_iter().for_each(run);
+    let work: usize = small.iter().map(|&i| parts[i].0.work()).sum();
+    threads::for_each(small.len(), work > exec::PARALLEL_WORK, &|i| run(small[i]));
+    fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Copies host values into fresh memory.

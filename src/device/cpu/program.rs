@@ -16,7 +16,7 @@ use super::isa::Isa;
 use super::tile::{ArgFn, ArgMergeFn, TileFn};
 use super::walk::Walk;
 use crate::dtype::DType;
-use crate::schedule::{Gemm, Level};
+use crate::schedule::{Gemm, Level, Scatter};
 
 /// Elements in a tile: 4 KB of f32, a few of which stay in a first-level cache.
 pub const TILE: usize = 1024;
@@ -34,14 +34,16 @@ pub const SHORT_ROW: usize = 64;
 /// Rows that make columns worth while.
 pub const MANY_ROWS: usize = 64;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
+    #[default]
     Map,
     Rows,
     Columns,
 }
 
 /// A compiled kernel.
+#[derive(Default)]
 pub(crate) struct Program {
     pub mode: Mode,
     pub rows: usize,
@@ -55,6 +57,7 @@ pub(crate) struct Program {
     /// Nodes whose buffers it binds, in binding order.
     pub buffers: Vec<u32>,
     pub slots: Vec<Slot>,
+    pub guards: Vec<Guard>,
     pub gathers: Vec<Gather>,
     pub outputs: Vec<Target>,
     pub folds: Vec<Fold>,
@@ -73,8 +76,18 @@ pub(crate) struct Program {
     /// Bytes from one kept value to the next.
     pub kept_stride: usize,
     pub gemm: Option<Product>,
+    /// The whole program, if it is one; with the buffers of source, index and output.
+    pub scatter: Option<(Scatter, [usize; 3])>,
     /// Rough instructions an element.
     pub weight: usize,
+}
+
+impl Program {
+    /// Rough instructions of a run.
+    pub fn work(&self) -> usize {
+        let product = self.gemm.as_ref().map_or(0, |p| p.gemm.m * p.gemm.n * p.gemm.k / 8);
+        (self.rows * self.row_len).saturating_mul(self.weight).saturating_add(product)
+    }
 }
 
 /// A matrix product with its buffers' binding positions.
@@ -105,6 +118,8 @@ pub struct Phase {
 pub enum Step {
     /// Fill a tile from memory.
     Load { value: u32, slot: u32 },
+    /// Fill a tile from memory where guards hold, else with zeros.
+    Padded { value: u32, slot: u32, first: u32, count: u32 },
     /// Use memory as the tile.
     Point { value: u32, slot: u32 },
     /// Use the kept row as the tile.
@@ -143,6 +158,16 @@ pub struct Slot {
     pub walk: Walk,
     /// Along the other loops.
     pub other: Walk,
+}
+
+/// A coordinate that must be below a limit.
+pub struct Guard {
+    pub offset: isize,
+    /// Along the lanes.
+    pub walk: Walk,
+    /// Along the other loops.
+    pub other: Walk,
+    pub limit: usize,
 }
 
 /// Memory that is read through indices.

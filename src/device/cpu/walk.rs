@@ -3,6 +3,7 @@
 use super::tile::TileFn;
 use crate::dtype::DType;
 use crate::shape::{Dims, Strides, position};
+use std::ops::Range;
 
 /// A loop nest walked in row-major order over strided memory.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,11 @@ impl Walk {
         let (mut extents, mut strides) = (*extents, *strides);
         crate::schedule::collapse(&mut extents, &mut [&mut strides]);
         Walk { extents, strides }
+    }
+
+    /// A walk over exactly these loops.
+    pub fn plain(extents: &Dims<usize>, strides: &Strides) -> Walk {
+        Walk { extents: *extents, strides: *strides }
     }
 
     /// Whether it reads memory straight on.
@@ -84,6 +90,70 @@ pub unsafe fn load(
                 (1, Some(convert)) => convert(out, [source; 3], run.len),
                 (1, None) => std::ptr::copy_nonoverlapping(source, out, run.len * from),
                 _ => load_strided(out, source, dtype, convert, run.stride, run.len),
+            }
+        }
+    });
+}
+
+/// A coordinate along a walk's loops, and its limit.
+#[derive(Clone, Copy)]
+pub struct Guarded<'a> {
+    /// The coordinate's steps along the same loops, none merged.
+    pub walk: &'a Walk,
+    /// The coordinate where these loops begin.
+    pub start: isize,
+    pub limit: usize,
+}
+
+impl Guarded<'_> {
+    /// The part of `within`, counted from step `at` on, in which the coordinate is in `0..limit`.
+    fn inside(&self, at: usize, within: Range<isize>) -> Range<isize> {
+        let first = self.start + self.walk.position(at);
+        let limit = self.limit as isize;
+        match self.walk.strides.last().copied().unwrap_or(0) {
+            0 if (0..limit).contains(&first) => within,
+            0 => 0..0,
+            // first + i * step >= 0 and < limit.
+            step if step > 0 => within.start.max((-first + step - 1).div_euclid(step))
+                ..within.end.min((limit - first + step - 1).div_euclid(step)),
+            step => within.start.max((first - limit).div_euclid(-step) + 1)..within.end.min(first.div_euclid(-step) + 1),
+        }
+    }
+}
+
+/// Fills a tile with `n` elements where all guards hold, else with zeros.
+///
+/// # Safety
+/// As for [`load`], of the positions where the guards hold; `walk` and the guards' walk the same
+/// loops.
+pub unsafe fn load_padded<'a>(
+    tile: *mut u8,
+    memory: *const u8,
+    (dtype, convert): (DType, Option<TileFn>),
+    walk: &Walk,
+    guards: impl Iterator<Item = Guarded<'a>> + Clone,
+    start: usize,
+    n: usize,
+) {
+    let (from, to) = (dtype.size(), super::tile::class(dtype).size());
+    walk.runs(start, n, |run| {
+        let all = 0..run.len as isize;
+        let inside = guards.clone().fold(all, |within, guard| guard.inside(start + run.at, within));
+        let len = (inside.end - inside.start).max(0) as usize;
+        let first = if len == 0 { run.len } else { inside.start as usize };
+        // SAFETY: runs stay within the tile, and what is read within the walk where the guards hold.
+        unsafe {
+            let out = tile.add(run.at * to);
+            out.write_bytes(0, first * to);
+            if len > 0 {
+                let source = memory.wrapping_offset((run.position + inside.start * run.stride) * from as isize);
+                let target = out.add(first * to);
+                match (run.stride, convert) {
+                    (1, Some(convert)) => convert(target, [source; 3], len),
+                    (1, None) => std::ptr::copy_nonoverlapping(source, target, len * from),
+                    _ => load_strided(target, source, dtype, convert, run.stride, len),
+                }
+                out.add((first + len) * to).write_bytes(0, (run.len - first - len) * to);
             }
         }
     });

@@ -2,7 +2,7 @@
 
 use super::{Lowering, RawOp, Stop, Target};
 use crate::schedule::access::{Access, collapse};
-use crate::schedule::kernel::{Kernel, Level, Output, Reach, Value, ValueOp};
+use crate::schedule::kernel::{Guard, Kernel, Level, Output, Reach, Value, ValueOp};
 use crate::shape::{Dims, Strides};
 
 impl Lowering<'_, '_> {
@@ -39,9 +39,6 @@ impl Lowering<'_, '_> {
     /// Whether `at` stores each of `numel` elements exactly once: one an element, or one a row.
     fn covers(&self, at: &Access, numel: usize) -> bool {
         let loops = &self.loops;
-        if loops.nested {
-            return false;
-        }
         if loops.extents.iter().product::<usize>() == numel {
             return at.offset == 0 && each_once(&loops.extents, &at.strides, numel);
         }
@@ -84,11 +81,14 @@ impl Lowering<'_, '_> {
         };
         let (mut outer, mut inner) = (sizes(&extents.outer), sizes(&extents.inner));
 
+        let guard = |&(at, limit): &(Access, usize)| Guard { coordinate: split(&at), limit };
+        let mut guards: Vec<Guard> = self.guards.iter().map(guard).collect();
         let mut renumbered = vec![u32::MAX; self.values.len()];
         let mut values: Vec<Value> = Vec::new();
         for (i, raw) in self.values.iter().enumerate().filter(|&(i, _)| live[i]) {
             let op = match raw.op {
                 RawOp::Load { node, at } => ValueOp::Load { node, reach: split(&at) },
+                RawOp::Padded { node, at, first, count } => ValueOp::Padded { node, reach: split(&at), first, count },
                 RawOp::Index { at } => ValueOp::Index { reach: split(&at) },
                 RawOp::Gather { node, at, index, stride, limit } => {
                     ValueOp::Gather { node, reach: split(&at), index: renumbered[index as usize], stride, limit }
@@ -96,7 +96,7 @@ impl Lowering<'_, '_> {
                 RawOp::Plain(op) => renumber(op, &renumbered),
             };
             renumbered[i] = values.len() as u32;
-            let level = level(&op, &values, reduces || self.loops.nested);
+            let level = level(&op, &values, &guards, reduces || self.loops.nested);
             values.push(Value { op, dtype: raw.dtype, level, node: raw.node });
         }
         let entries = &self.context.graph.entries;
@@ -107,11 +107,12 @@ impl Lowering<'_, '_> {
                 Output { value: renumbered[value as usize], node, dtype, reach: split(&at) }
             })
             .collect();
-        merge_loops(&mut outer, &mut inner, &mut values, &mut outputs);
+        merge_loops(&mut outer, &mut inner, &mut values, &mut guards, &mut outputs);
         let gemm = self.gemm.map(|node| self.product(node));
         let repeated =
             self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
-        Kernel { outer, inner, values, outputs, gemm, nodes: self.nodes, repeated }
+        let scatter = self.scatter;
+        Kernel { outer, inner, values, outputs, guards, gemm, scatter, nodes: self.nodes, repeated }
     }
 
     /// Which values the outputs need.
@@ -155,7 +156,7 @@ fn each_once(extents: &[usize], strides: &[isize], numel: usize) -> bool {
     step == numel as isize
 }
 
-fn level(op: &ValueOp, values: &[Value], rows: bool) -> Level {
+fn level(op: &ValueOp, values: &[Value], guards: &[Guard], rows: bool) -> Level {
     let of_reach = |reach: &Reach| match reach {
         r if r.inner.iter().any(|&s| s != 0) => Level::Element,
         r if r.outer.iter().any(|&s| s != 0) => Level::Row,
@@ -164,6 +165,10 @@ fn level(op: &ValueOp, values: &[Value], rows: bool) -> Level {
     let below = op.operands().map(|v| values[v as usize].level).max().unwrap_or(Level::Uniform);
     let level = match op {
         ValueOp::Load { reach, .. } | ValueOp::Index { reach } => of_reach(reach),
+        ValueOp::Padded { reach, first, count, .. } => {
+            let guards = &guards[*first as usize..(first + count) as usize];
+            guards.iter().map(|g| of_reach(&g.coordinate)).fold(of_reach(reach), Level::max)
+        }
         ValueOp::Gather { reach, .. } => of_reach(reach).max(below),
         ValueOp::Reduce { .. } => Level::Row,
         ValueOp::Finish { .. } => Level::Uniform,
@@ -192,13 +197,23 @@ fn renumber(op: ValueOp, to: &[u32]) -> ValueOp {
 }
 
 /// Collapses the outer and the inner loops, each as far as all accesses allow.
-fn merge_loops(outer: &mut Dims<usize>, inner: &mut Dims<usize>, values: &mut [Value], outputs: &mut [Output]) {
+fn merge_loops(
+    outer: &mut Dims<usize>,
+    inner: &mut Dims<usize>,
+    values: &mut [Value],
+    guards: &mut [Guard],
+    outputs: &mut [Output],
+) {
     let mut reaches: Vec<&mut Reach> = values
         .iter_mut()
         .filter_map(|v| match &mut v.op {
-            ValueOp::Load { reach, .. } | ValueOp::Index { reach } | ValueOp::Gather { reach, .. } => Some(reach),
+            ValueOp::Load { reach, .. }
+            | ValueOp::Padded { reach, .. }
+            | ValueOp::Index { reach }
+            | ValueOp::Gather { reach, .. } => Some(reach),
             _ => None,
         })
+        .chain(guards.iter_mut().map(|g| &mut g.coordinate))
         .chain(outputs.iter_mut().map(|o| &mut o.reach))
         .collect();
     let mut sides: Vec<&mut Strides> = reaches.iter_mut().map(|r| &mut r.outer).collect();

@@ -1,0 +1,211 @@
+//! The gradient rule of each kind of op. Those of elementwise ops stand in the op table.
+
+use super::view;
+use crate::error::{Error, Result};
+use crate::graph::{Node, NodeRef, Op, is_recording, with_recording};
+use crate::ops::{Elementwise, Expr, Reduction};
+use crate::shape::{Dims, Shape};
+use crate::tensor::Tensor;
+use std::cell::RefCell;
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// Gradient of operand number `operand` of `node`, given the gradient `g` of its result.
+pub(super) fn gradient(node: &NodeRef, operand: usize, g: &Tensor) -> Result<Tensor> {
+    let inputs: Vec<Tensor> = node.state().inputs.iter().cloned().map(Tensor).collect();
+    let input = &inputs[operand];
+    match node.op {
+        Op::Elementwise(op) => elementwise(op, &inputs, &Tensor(node.clone()), g, operand),
+        Op::Cast => g.to_dtype(input.dtype()),
+        Op::View(view) => view::adjoint(g, &view, input.shape()),
+        Op::Copy => Ok(g.clone()),
+        Op::Reduce { op, axes } => reduction(op, &Node::axes(axes), input, &Tensor(node.clone()), g),
+        Op::Matmul => matmul(&inputs[0], &inputs[1], g, operand),
+        Op::Gather { axis, .. } => {
+            let sums = g.widened()?.scattered("gather", axis as usize, &inputs[1], *input.shape())?;
+            sums.to_dtype(input.dtype())
+        }
+        Op::Scatter { axis, .. } => g.gathered("scatter_add", axis as usize, &inputs[1], *input.shape()),
+        Op::Cat { axis } => {
+            let before: usize = inputs[..operand].iter().map(|part| part.dims()[axis as usize]).sum();
+            g.narrow(axis as usize, before, input.dims()[axis as usize])
+        }
+        Op::Pad { before } => before
+            .iter()
+            .enumerate()
+            .try_fold(g.clone(), |g, (i, &start)| g.narrow(i, start, input.dims()[i])),
+        Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } | Op::Bound { .. } => {
+            Err(Error::NoGradient { op: node.op.name(), reason: "the op has no gradient".into() })
+        }
+    }
+}
+
+fn elementwise(op: Elementwise, inputs: &[Tensor], y: &Tensor, g: &Tensor, operand: usize) -> Result<Tensor> {
+    let arena = Arena::default();
+    let mut xs = [arena.add(Ok(inputs[0].clone())); 3];
+    for (slot, input) in xs.iter_mut().zip(inputs).skip(1) {
+        *slot = arena.add(Ok(input.clone()));
+    }
+    let gy = (arena.add(Ok(g.clone())), arena.add(Ok(y.clone())));
+    let rule = op.gradient(xs, gy, operand).ok_or_else(|| {
+        let reason = format!("the op table has no rule for it (called at {})", y.0.site);
+        Error::NoGradient { op: op.name(), reason }
+    })?;
+    let gradient = arena.take(rule)?;
+    // A rule may leave out what it broadcasts over: a zero is one number.
+    let whole = if gradient.shape() == y.shape() { gradient } else { gradient.expand(y.shape())? };
+    sum_to(&whole, inputs[operand].shape())
+}
+
+/// Sums over what was broadcast from `shape`.
+fn sum_to(g: &Tensor, shape: &Shape) -> Result<Tensor> {
+    if g.shape() == shape {
+        return Ok(g.clone());
+    }
+    let lead = g.rank() - shape.rank();
+    let repeated = |&i: &usize| i < lead || (shape.dims()[i - lead] == 1 && g.dims()[i] != 1);
+    let dims: Vec<usize> = (0..g.rank()).filter(repeated).collect();
+    g.sum(&dims[..])?.reshape(shape)
+}
+
+fn reduction(op: Reduction, axes: &Dims<usize>, x: &Tensor, y: &Tensor, g: &Tensor) -> Result<Tensor> {
+    let kept = x.shape().reduced(axes, true);
+    let g = g.reshape(kept)?;
+    match op {
+        Reduction::Sum => g.expand(x.shape()),
+        Reduction::Max | Reduction::Min => {
+            // Ties share it.
+            let chosen = x.eq(&y.reshape(kept)?)?.to_dtype(x.dtype())?;
+            let share = (g / chosen.reduce(Reduction::Sum, axes, true)?)?;
+            chosen * share
+        }
+        Reduction::Prod => product(axes, x, &g),
+        Reduction::ArgMax | Reduction::ArgMin => {
+            Err(Error::NoGradient { op: op.name(), reason: "positions have no gradient".into() })
+        }
+    }
+}
+
+/// The gradient of a product over `axes`: that of the same product as a tree of pairs, which is right at
+/// zeros, and to any order.
+fn product(axes: &Dims<usize>, x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    let recording = is_recording();
+    // Without a second derivative to come, the tree's history ends here.
+    let from = if recording { x.clone() } else { super::variable(x, u64::MAX) };
+    let order: Vec<usize> = (0..x.rank()).filter(|i| !axes.contains(i)).chain(axes.iter().copied()).collect();
+    let rows: Vec<usize> = order[..x.rank() - axes.len()].iter().map(|&i| x.dims()[i]).collect();
+    let count: usize = axes.iter().map(|&i| x.dims()[i]).product();
+    let mut shape = rows.clone();
+    shape.push(count);
+    let dim = rows.len();
+    let tree = with_recording(true, || {
+        let mut level = from.permute(&order)?.reshape(shape)?;
+        while level.dims()[dim] > 1 {
+            let n = level.dims()[dim];
+            let pairs = level.slice(dim, 0..n / 2 * 2, 2)?.mul(&level.slice(dim, 1..n, 2)?)?;
+            level = match n % 2 {
+                0 => pairs,
+                _ => Tensor::cat(&[pairs, level.narrow(dim, n - 1, 1)?], dim)?,
+            };
+        }
+        level.reshape(g.shape())
+    })?;
+    let mut found = super::grad_with(&tree, g, &[&from], recording)?;
+    found.pop().ok_or_else(|| Error::internal("autograd::product", "no gradient"))
+}
+
+fn matmul(a: &Tensor, b: &Tensor, g: &Tensor, operand: usize) -> Result<Tensor> {
+    if operand == 0 {
+        return sum_to(&g.matmul(&b.t()?)?, a.shape());
+    }
+    let one_matrix = b.dims()[..b.rank() - 2].iter().all(|&d| d == 1);
+    if one_matrix && a.dims()[..a.rank() - 1] == g.dims()[..g.rank() - 1] {
+        // One product over the rows of the whole batch, instead of a sum of products.
+        let rows = |t: &Tensor| t.flatten(0, t.rank() - 2);
+        return rows(a)?.t()?.matmul(&rows(g)?)?.reshape(b.shape());
+    }
+    sum_to(&a.t()?.matmul(g)?, b.shape())
+}
+
+/// Tensors that rules compute with, and the first error.
+#[derive(Default)]
+struct Arena(RefCell<Vec<Result<Tensor>>>);
+
+/// A tensor of an [`Arena`], small enough to be copied.
+#[derive(Clone, Copy)]
+struct Handle<'a> {
+    arena: &'a Arena,
+    at: usize,
+}
+
+impl Arena {
+    fn add(&self, tensor: Result<Tensor>) -> Handle<'_> {
+        let mut tensors = self.0.borrow_mut();
+        tensors.push(tensor);
+        Handle { arena: self, at: tensors.len() - 1 }
+    }
+
+    fn take(&self, handle: Handle) -> Result<Tensor> {
+        self.0.borrow()[handle.at].clone()
+    }
+}
+
+impl<'a> Handle<'a> {
+    fn get(self) -> Result<Tensor> {
+        self.arena.take(self)
+    }
+
+    fn with(self, f: impl FnOnce(Tensor) -> Result<Tensor>) -> Handle<'a> {
+        self.arena.add(self.get().and_then(f))
+    }
+}
+
+impl Expr for Handle<'_> {
+    fn lit(self, value: f64) -> Self {
+        self.with(|x| Tensor::full((), value, x.dtype(), x.device()))
+    }
+    fn unary(self, op: Elementwise) -> Self {
+        self.with(|x| Tensor::elementwise(op, &[&x]))
+    }
+    fn pow(self, o: Self) -> Self {
+        self.with(|x| x.pow(o.get()?))
+    }
+    fn if_gt(self, o: Self, then: Self, other: Self) -> Self {
+        self.with(|x| x.gt(o.get()?)?.where_cond(then.get()?, other.get()?))
+    }
+    fn if_eq(self, o: Self, then: Self, other: Self) -> Self {
+        self.with(|x| x.eq(o.get()?)?.where_cond(then.get()?, other.get()?))
+    }
+    fn choose(self, then: Self, other: Self) -> Self {
+        self.with(|x| x.where_cond(then.get()?, other.get()?))
+    }
+}
+
+macro_rules! on_tensors {
+    ($($Trait:ident $f:ident)+) => {$(
+        impl $Trait for Handle<'_> {
+            type Output = Self;
+            fn $f(self, o: Self) -> Self {
+                self.with(|x| Tensor::$f(&x, o.get()?))
+            }
+        }
+    )+};
+}
+macro_rules! on_numbers {
+    ($($Trait:ident $f:ident)+) => {$(
+        impl $Trait<f64> for Handle<'_> {
+            type Output = Self;
+            fn $f(self, o: f64) -> Self {
+                self.with(|x| Tensor::$f(&x, o))
+            }
+        }
+    )+};
+}
+on_tensors!(Add add Sub sub Mul mul Div div);
+on_numbers!(Add add Sub sub Mul mul);
+
+impl Neg for Handle<'_> {
+    type Output = Self;
+    fn neg(self) -> Self {
+        self.with(|x| Tensor::neg(&x))
+    }
+}

@@ -1,0 +1,95 @@
+//! What an evaluation stores for the derivatives that may be asked of its nodes later.
+//!
+//! Gradient rules read operands and results (the table says which). Each such value must then be had
+//! from memory by elementwise ops alone: what it takes a product, a fold or a scatter to compute is
+//! stored now, so that a backward pass never runs the forward pass again. Everything else is computed
+//! again where it is read.
+
+use crate::graph::{Op, Snapshot, Track};
+use crate::ops::Reduction;
+
+pub(super) struct Saved {
+    /// Nodes that outlive the plan if they are stored.
+    pub nodes: Vec<bool>,
+    /// Those of them that have to be stored although nothing else may ask for it.
+    pub store: Vec<u32>,
+}
+
+impl Saved {
+    /// `stored` says what gets a buffer anyway.
+    pub fn of(graph: &Snapshot, stored: &[bool]) -> Saved {
+        let count = graph.entries.len();
+        let mut search = Search {
+            graph,
+            stored,
+            seen: vec![false; count],
+            saved: Saved { nodes: vec![false; count], store: Vec::new() },
+        };
+        if graph.entries.iter().any(|e| e.track == Track::Tracked && !e.realized) {
+            (0..count as u32).for_each(|node| search.rule(node));
+        }
+        search.saved
+    }
+}
+
+struct Search<'g> {
+    graph: &'g Snapshot,
+    stored: &'g [bool],
+    seen: Vec<bool>,
+    saved: Saved,
+}
+
+impl Search<'_> {
+    /// Notes what the gradient rule of `node` reads.
+    fn rule(&mut self, node: u32) {
+        let graph = self.graph;
+        let entry = &graph.entries[node as usize];
+        if entry.track != Track::Tracked || entry.realized {
+            return;
+        }
+        let follows = |i: usize| graph.entries[entry.inputs[i] as usize].track != Track::Constant;
+        match entry.node.op {
+            Op::Elementwise(op) => {
+                let reads = (0..entry.inputs.len()).filter(|&i| follows(i)).fold(0, |bits, i| bits | op.gradient_reads(i));
+                entry.inputs.iter().enumerate().filter(|(i, _)| reads >> i & 1 == 1).for_each(|(_, &v)| self.need(v));
+                if reads >> 3 & 1 == 1 {
+                    self.need(node);
+                }
+            }
+            Op::Matmul => (0..2).filter(|&i| follows(i)).for_each(|i| self.need(entry.inputs[1 - i])),
+            Op::Reduce { op: Reduction::Max | Reduction::Min, .. } => {
+                self.need(entry.inputs[0]);
+                self.need(node);
+            }
+            Op::Reduce { op: Reduction::Prod, .. } => self.need(entry.inputs[0]),
+            Op::Gather { .. } | Op::Scatter { .. } => self.need(entry.inputs[1]),
+            _ => {}
+        }
+    }
+
+    /// Sees to it that `node` can be had from memory without more than elementwise work.
+    fn need(&mut self, node: u32) {
+        let mut list = vec![node];
+        while let Some(node) = list.pop() {
+            if std::mem::replace(&mut self.seen[node as usize], true) {
+                continue;
+            }
+            let entry = &self.graph.entries[node as usize];
+            if entry.realized {
+                continue;
+            }
+            let in_memory = self.stored[node as usize];
+            match entry.node.op {
+                _ if in_memory && !matches!(entry.node.op, Op::View(_)) => self.saved.nodes[node as usize] = true,
+                Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Cat { .. } => {
+                    self.saved.nodes[node as usize] = true;
+                    self.saved.store.push(node);
+                }
+                _ => {
+                    self.saved.nodes[node as usize] = in_memory;
+                    list.extend(&entry.inputs);
+                }
+            }
+        }
+    }
+}

@@ -16,26 +16,33 @@
 //! # Ok::<(), tensorlogic::Error>(())
 //! ```
 
+// The derive macro names this crate as its users do.
+extern crate self as tensorlogic;
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 pub mod autograd;
+pub mod data;
 pub mod device;
 pub mod dtype;
 mod engine;
 pub mod error;
 mod graph;
+pub mod io;
+pub mod nn;
 pub mod ops;
+pub mod optim;
 mod schedule;
 pub mod shape;
 pub mod tensor;
 pub mod testing;
 
-pub use autograd::{Gradients, Var, grad, no_grad};
+pub use autograd::{Gradients, Var, grad, grad_with, no_grad};
 pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use ops::Activation;
 pub use shape::{IntoShape, Shape};
-pub use tensor::{Tensor, autocast, eval};
+pub use tensor::{ConvOptions, Tensor, autocast, eval};

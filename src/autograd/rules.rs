@@ -114,16 +114,29 @@ fn product(axes: &Dims<usize>, x: &Tensor, g: &Tensor) -> Result<Tensor> {
 }
 
 fn matmul(a: &Tensor, b: &Tensor, g: &Tensor, operand: usize) -> Result<Tensor> {
-    if operand == 0 {
-        return sum_to(&g.matmul(&b.t()?)?, a.shape());
-    }
-    let one_matrix = b.dims()[..b.rank() - 2].iter().all(|&d| d == 1);
-    if one_matrix && a.dims()[..a.rank() - 1] == g.dims()[..g.rank() - 1] {
-        // One product over the rows of the whole batch, instead of a sum of products.
-        let rows = |t: &Tensor| t.flatten(0, t.rank() - 2);
-        return rows(a)?.t()?.matmul(&rows(g)?)?.reshape(b.shape());
-    }
-    sum_to(&a.t()?.matmul(g)?, b.shape())
+    let x = [a, b][operand];
+    // The gradient of a transposed matrix is computed transposed: it ends up where the matrix lies straight.
+    let sum = match (operand, is_transposed(x)) {
+        (0, false) => g.matmul(&b.t()?)?,
+        (0, true) => b.matmul(&g.t()?)?.t()?,
+        _ => {
+            let one_matrix = b.dims()[..b.rank() - 2].iter().all(|&d| d == 1);
+            let (mut a, mut g) = (a.clone(), g.clone());
+            if one_matrix && a.dims()[..a.rank() - 1] == g.dims()[..g.rank() - 1] {
+                // One product over the rows of the whole batch, instead of a sum of products.
+                (a, g) = (a.flatten(0, -2)?, g.flatten(0, -2)?);
+            }
+            if is_transposed(x) { g.t()?.matmul(&a)?.t()? } else { a.t()?.matmul(&g)? }
+        }
+    };
+    if sum.rank() < x.rank() { sum.reshape(x.shape()) } else { sum_to(&sum, x.shape()) }
+}
+
+/// Whether the columns of a matrix lie straight in memory, and not its rows.
+fn is_transposed(x: &Tensor) -> bool {
+    let strides = x.layout().strides;
+    let [.., row, column] = strides[..] else { return false };
+    row == 1 && column != 1
 }
 
 /// Tensors that rules compute with, and the first error.

@@ -2,10 +2,12 @@
 //! until elements are read.
 
 mod autocast;
+mod conv;
 mod create;
 mod display;
 mod elementwise;
 mod index;
+mod loss;
 mod matmul;
 mod norm;
 mod operand;
@@ -15,6 +17,7 @@ mod reduce;
 mod view;
 
 pub use autocast::autocast;
+pub use conv::ConvOptions;
 pub(crate) use autocast::full_precision;
 pub use operand::{Dim, IntoDims, Operand};
 

@@ -1,11 +1,10 @@
-//! Softmax, normalisations and losses: compositions, which the planner makes one kernel each. Narrow
+//! Softmax and normalisations: compositions, which the planner makes one kernel each. Narrow
 //! inputs are computed in f32 throughout and rounded once, at the end.
 
-use super::{Dim, Tensor};
-use crate::dtype::DType;
+use super::{Dim, Tensor, autocast};
 use crate::error::{Error, Result};
 use crate::ops::Reduction;
-use crate::shape::{Dims, Shape};
+use crate::shape::Dims;
 
 impl Tensor {
     /// exp(x) / sum(exp(x)) along a dimension, by differences to the largest element.
@@ -31,7 +30,7 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn wide_log_softmax(&self, op: &'static str, dim: usize) -> Result<Tensor> {
+    pub(super) fn wide_log_softmax(&self, op: &'static str, dim: usize) -> Result<Tensor> {
         let shifted = self.shifted(op, dim)?;
         let total = shifted.exp()?.sum_keepdim(dim)?.ln()?;
         shifted - total
@@ -64,7 +63,7 @@ impl Tensor {
         let scale = (centred.sqr()?.wide_mean(&dims, true)? + eps)?.rsqrt()?;
         let scaled = ((centred * scale)? * weight.widened()?)?;
         let Some(bias) = bias else { return scaled.to_dtype(self.dtype()) };
-        self.same_dtype("layer_norm", bias)?;
+        self.same_or_wide("layer_norm", bias)?;
         if bias.shape() != weight.shape() {
             return Err(Error::shapes("layer_norm", weight.shape(), bias.shape(), "weight and bias differ in shape"));
         }
@@ -84,10 +83,16 @@ impl Tensor {
         ((wide * scale)? * weight.widened()?)?.to_dtype(self.dtype())
     }
 
+    /// Checks the dtype of a weight; under autocast it may also be f32.
+    fn same_or_wide(&self, op: &'static str, weight: &Tensor) -> Result<()> {
+        let wide = autocast::is_on() && weight.dtype() == self.dtype().compute();
+        if wide { Ok(()) } else { self.same_dtype(op, weight) }
+    }
+
     /// The last dimensions, whose shape must be `weight`'s.
     fn norm_dims(&self, op: &'static str, weight: &Tensor) -> Result<Dims<usize>> {
         self.needs_float(op)?;
-        self.same_dtype(op, weight)?;
+        self.same_or_wide(op, weight)?;
         let lead = self.rank().checked_sub(weight.rank()).filter(|&lead| &self.dims()[lead..] == weight.dims());
         match lead {
             Some(lead) if weight.rank() > 0 => {
@@ -101,45 +106,6 @@ impl Tensor {
                 "the weight must have the shape of the last dimensions",
             )),
         }
-    }
-
-    /// Mean negative log-likelihood of integer `targets` `[rows]` under the softmax of these logits
-    /// `[rows, classes]`; a scalar in the compute dtype (f32 for f16 and bf16).
-    ///
-    /// # Errors
-    /// Shapes that do not fit, targets that are no integers; at evaluation, a target that is no class.
-    #[track_caller]
-    pub fn cross_entropy(&self, targets: &Tensor) -> Result<Tensor> {
-        let op = "cross_entropy";
-        if self.rank() != 2 || targets.dims() != &self.dims()[..1] {
-            let reason = "logits must be [rows, classes] and targets [rows]";
-            return Err(Error::shapes(op, self.shape(), targets.shape(), reason));
-        }
-        self.same_device(op, targets)?;
-        let classes = self.dims()[1];
-        if self.numel() == 0 {
-            self.needs_float(op)?;
-            return Tensor::full((), f64::NAN, self.dtype().compute(), self.device());
-        }
-        let log_p = self.wide_log_softmax(op, 1)?;
-        let class = Tensor::iota(classes, self.device())?;
-        let target = targets.bounded(op, classes)?.to_dtype(DType::I64)?.unsqueeze(1)?;
-        // A comparison instead of a gather: logits that are still being computed need not be stored.
-        let picked = class.eq(&target)?.where_cond(&log_p, 0.0)?.sum(1)?;
-        picked.mean_all()?.neg()
-    }
-
-    /// Mean of the squared differences, a scalar in the compute dtype (f32 for f16 and bf16).
-    ///
-    /// # Errors
-    /// Shapes that do not broadcast; dtypes that differ or are no floats.
-    #[track_caller]
-    pub fn mse_loss(&self, target: &Tensor) -> Result<Tensor> {
-        self.needs_float("mse_loss")?;
-        self.same_dtype("mse_loss", target)?;
-        Shape::broadcast("mse_loss", self.shape(), target.shape())?;
-        let difference = (self.widened()? - target.widened()?)?;
-        difference.sqr()?.mean_all()
     }
 
     /// log(sum(exp(x))) along a dimension, which is dropped.

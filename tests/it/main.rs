@@ -16,4 +16,5 @@ mod oracle;
 mod products;
 mod reductions;
 mod tidy;
+mod torch;
 mod views;

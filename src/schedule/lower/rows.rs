@@ -34,7 +34,7 @@ impl Lowering<'_, '_> {
     fn finish_all(&mut self, node: u32, op: Reduction, input: u32, at: Access) -> Result<u32, Stop> {
         let over = self.shape(input).numel();
         let per_element = over != self.loops.extents_outside();
-        let fits = !per_element || over == self.loops.extents.iter().product();
+        let fits = !per_element || over == self.loops.extents.iter().product::<usize>();
         if !fits || op.is_arg() || at.strides.iter().any(|&s| s != 0) || self.finishing || self.has_finish() {
             return Err(Stop::Store(node, "its result is needed before all rows are done"));
         }

@@ -1,0 +1,110 @@
+//! Adam and AdamW.
+
+use super::{Now, Number, Rule, check_number, check_share};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// Adam (Kingma and Ba 2015, algorithm 1). Decay is added to the gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// Decay rates of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// L2 decay.
+    pub weight_decay: f64,
+}
+
+/// Adam with decay apart from the gradient (Loshchilov and Hutter 2019, algorithm 2): p shrinks by rate
+/// times decay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay rates of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay, apart from the gradient.
+    pub weight_decay: f64,
+}
+
+impl Default for Adam {
+    fn default() -> Self {
+        Adam { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        AdamW { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+const MOMENTS: &[&str] = &["first", "second"];
+
+impl Rule for Adam {
+    const NAME: &'static str = "adam";
+    const SLOTS: &'static [&'static str] = MOMENTS;
+
+    fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    fn check(&self) -> Result<()> {
+        check(self.betas, self.eps, self.weight_decay)
+    }
+
+    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)> {
+        let g = (g + &(p * now.weight_decay)?)?;
+        descend(p, &g, slots, (self.betas, self.eps), now)
+    }
+}
+
+impl Rule for AdamW {
+    const NAME: &'static str = "adamw";
+    const SLOTS: &'static [&'static str] = MOMENTS;
+
+    fn weight_decay(&self) -> f64 {
+        self.weight_decay
+    }
+
+    fn check(&self) -> Result<()> {
+        check(self.betas, self.eps, self.weight_decay)
+    }
+
+    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)> {
+        let p = (p * (1.0 - now.learning_rate * now.weight_decay))?;
+        descend(&p, g, slots, (self.betas, self.eps), now)
+    }
+}
+
+fn check(betas: (f64, f64), eps: f64, weight_decay: f64) -> Result<()> {
+    check_share("beta 1", betas.0)?;
+    check_share("beta 2", betas.1)?;
+    check_number("eps", eps)?;
+    check_number("weight decay", weight_decay)
+}
+
+/// m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p = p - rate (m / c1) / (sqrt(v / c2) + eps), where c is
+/// 1 - b^step.
+fn descend(
+    p: &Tensor,
+    g: &Tensor,
+    slots: &[Tensor],
+    ((b1, b2), eps): ((f64, f64), f64),
+    now: &Now,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let first = ((&slots[0] * b1)? + (g * (1.0 - b1))?)?;
+    let second = ((&slots[1] * b2)? + (g.sqr()? * (1.0 - b2))?)?;
+    // Both corrections are numbers of the whole step: they cost nothing an element.
+    let (rate, spread) = match (now.bias_correction(b1)?, now.bias_correction(b2)?) {
+        (Number::Host(c1), Number::Host(c2)) => {
+            ((&first * (now.learning_rate / c1))?, (second.sqrt()? * (1.0 / c2.sqrt()))?)
+        }
+        (Number::Device(c1), Number::Device(c2)) => {
+            let (c1, c2) = (c1.to_dtype(p.dtype())?, c2.to_dtype(p.dtype())?);
+            ((&first * &(c1.recip()? * now.learning_rate)?)?, (second.sqrt()? * c2.rsqrt()?)?)
+        }
+        _ => return Err(crate::error::Error::internal("optim::adam", "one correction of two is known")),
+    };
+    Ok(((p - &(rate / (spread + eps)?)?)?, vec![first, second]))
+}

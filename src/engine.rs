@@ -43,6 +43,7 @@ static ENGINE: LazyLock<Mutex<Engine>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     static FUSE: Cell<bool> = const { Cell::new(true) };
+    static KERNELS: Cell<u64> = const { Cell::new(0) };
 }
 
 fn engine() -> MutexGuard<'static, Engine> {
@@ -65,6 +66,11 @@ pub(crate) fn without_fusion<T>(work: impl FnOnce() -> T) -> T {
 pub(crate) fn counters() -> Counters {
     let engine = engine();
     Counters { plans_cached: engine.plans.len() as u64, ..engine.counters }
+}
+
+/// Kernels that this thread's evaluations have run.
+pub(crate) fn kernels_of_thread() -> u64 {
+    KERNELS.get()
 }
 
 /// Computes the elements of `roots`, in one plan. Returns when they are there.
@@ -92,6 +98,7 @@ pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
     let compiled = engine.compiled(&snapshot)?;
     engine.counters.evaluations += 1;
     engine.counters.kernels += compiled.programs.len() as u64;
+    KERNELS.set(KERNELS.get() + compiled.programs.len() as u64);
     run(&compiled, &snapshot)
 }
 

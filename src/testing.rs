@@ -32,3 +32,8 @@ pub fn no_fusion<T>(work: impl FnOnce() -> T) -> T {
 pub fn counters() -> Counters {
     engine::counters()
 }
+
+/// Kernels that evaluations on this thread have run so far, whatever other threads do.
+pub fn kernels_of_thread() -> u64 {
+    engine::kernels_of_thread()
+}

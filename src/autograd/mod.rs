@@ -151,7 +151,8 @@ pub(crate) struct Scaled {
 
 impl Gradients {
     /// The gradient for a variable, of its shape and dtype; `None` if the loss does not depend on it,
-    /// which is not the same as a gradient of zeros. Of a scaled loss, still scaled.
+    /// which is not the same as a gradient of zeros, or if it has no elements. Of a scaled loss, still
+    /// scaled.
     pub fn get(&self, var: &Var) -> Option<&Tensor> {
         self.by_variable.get(&var.id())
     }
@@ -159,12 +160,13 @@ impl Gradients {
     /// Puts another gradient in the place of a variable's.
     ///
     /// # Errors
-    /// Another shape than the variable's.
+    /// Another shape or dtype than the variable's.
     pub fn insert(&mut self, var: &Var, gradient: Tensor) -> Result<()> {
         if gradient.shape() != &var.shape() {
             let reason = "a gradient has the shape of its variable";
             return Err(Error::shapes("Gradients::insert", gradient.shape(), &var.shape(), reason));
         }
+        var.tensor().same_dtype("Gradients::insert", &gradient)?;
         self.by_variable.insert(var.id(), gradient);
         Ok(())
     }
@@ -256,9 +258,16 @@ impl Tensor {
         check_seed("backward", self, seed)?;
         let trace = Trace::of("backward", &self.0, None)?;
         let mut found = no_grad(|| trace.gradients(seed))?;
-        let variables = trace.steps.iter().filter(|s| s.node.variable != 0);
-        let by_variable: FxHashMap<u64, Tensor> =
-            variables.filter_map(|s| Some((s.node.variable, found.remove(&s.node.id())?))).collect();
+        let mut by_variable: FxHashMap<u64, Tensor> = FxHashMap::default();
+        for node in trace.steps.iter().map(|step| &step.node).filter(|node| node.variable != 0) {
+            let Some(gradient) = found.remove(&node.id()) else { continue };
+            // Several values of one variable may be in play; their gradients add up.
+            let sum = match by_variable.remove(&node.variable) {
+                Some(other) => no_grad(|| other + gradient)?,
+                None => gradient,
+            };
+            by_variable.insert(node.variable, sum);
+        }
         if by_variable.is_empty() {
             let reason = "the tensor does not depend on any Var; compute it from Var::tensor(), outside no_grad";
             return Err(Error::NoGradient { op: "backward", reason: reason.into() });

@@ -74,9 +74,9 @@ fn reduction(op: Reduction, axes: &Dims<usize>, x: &Tensor, y: &Tensor, g: &Tens
         Reduction::Sum => g.expand(x.shape()),
         Reduction::Max | Reduction::Min => {
             // Ties share it.
-            let chosen = x.eq(&y.reshape(kept)?)?.to_dtype(x.dtype())?;
-            let share = (g / chosen.reduce(Reduction::Sum, axes, true)?)?;
-            chosen * share
+            let chosen = x.eq(&y.reshape(kept)?)?.to_dtype(x.dtype().compute())?;
+            let share = (g.widened()? / chosen.reduce(Reduction::Sum, axes, true)?)?;
+            (chosen * share)?.to_dtype(x.dtype())
         }
         Reduction::Prod => product(axes, x, &g),
         Reduction::ArgMax | Reduction::ArgMin => {
@@ -134,9 +134,8 @@ fn matmul(a: &Tensor, b: &Tensor, g: &Tensor, operand: usize) -> Result<Tensor> 
 
 /// Whether the columns of a matrix lie straight in memory, and not its rows.
 fn is_transposed(x: &Tensor) -> bool {
-    let strides = x.layout().strides;
-    let [.., row, column] = strides[..] else { return false };
-    row == 1 && column != 1
+    let Op::View(view) = x.0.op else { return false };
+    matches!(view.strides[..], [.., 1, column] if column != 1)
 }
 
 /// Tensors that rules compute with, and the first error.

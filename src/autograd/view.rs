@@ -79,19 +79,14 @@ fn digits(walks: &[Walk], offset: isize, numel: usize) -> Option<(Vec<usize>, Ve
 
 /// Spreads one dimension after another, the innermost first.
 fn step_by_step(mut g: Tensor, walks: &[Walk], offset: isize, base: &Shape) -> Result<Tensor> {
-    // The last dimension is a stretch of the base, of this many elements.
-    let mut len = 1;
-    g = g.unsqueeze(-1)?;
+    // What is done already is a stretch of this many elements of the base, for each of the others.
+    let (mut len, mut others) = (1, g.numel());
     for &(n, stride) in walks.iter().rev() {
         let step = stride as usize;
-        let mut shape = g.dims().to_vec();
-        let last = shape.len() - 1;
-        shape[last] = step;
-        g = g.pad_to(&vec![0; shape.len()], Shape::new(&shape)?)?;
-        shape.truncate(last);
-        shape[last - 1] = n * step;
+        others /= n;
+        g = g.reshape((others, n, len))?.pad_to(&[0; 3], Shape::new(&[others, n, step])?)?;
         len += (n - 1) * step;
-        g = g.reshape(&shape[..])?.narrow(-1, 0, len)?;
+        g = g.reshape((others, n * step))?.narrow(1, 0, len)?;
     }
-    g.pad_to(&[offset.unsigned_abs()], Shape::new(&[base.numel()])?)?.reshape(base)
+    g.reshape(len)?.pad_to(&[offset.unsigned_abs()], Shape::new(&[base.numel()])?)?.reshape(base)
 }

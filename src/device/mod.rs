@@ -107,9 +107,36 @@ impl Device {
         self.0.seed(seed);
     }
 
+    /// Where the random stream stands: its key and position, to be saved in a checkpoint.
+    pub fn random_state(&self) -> (u64, u64) {
+        self.0.random_state()
+    }
+
+    /// Puts the random stream where [`Device::random_state`] found it.
+    pub fn set_random_state(&self, state: (u64, u64)) {
+        self.0.set_random_state(state);
+    }
+
     /// A stretch of the device's random stream for `n` numbers: key and offset.
     pub(crate) fn reserve_random(&self, n: usize) -> (u64, u64) {
         self.0.reserve_random(n)
+    }
+}
+
+impl std::str::FromStr for Device {
+    type Err = Error;
+
+    /// `cpu`, `cuda`, `cuda:1`, `metal` or `metal:0`.
+    fn from_str(name: &str) -> Result<Device> {
+        let unknown = || Error::arg("Device", format!("no device is called {name:?}; use cpu, cuda:0 or metal:0"));
+        let (kind, ordinal) = name.split_once(':').unwrap_or((name, "0"));
+        let ordinal: usize = ordinal.parse().map_err(|_| unknown())?;
+        match kind {
+            "cpu" if ordinal == 0 => Ok(Device::cpu()),
+            "cuda" => Device::cuda(ordinal),
+            "metal" => Device::metal(ordinal),
+            _ => Err(unknown()),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct Entry {
     pub held: bool,
     /// Nobody but this graph can ever read its buffer again.
     pub donatable: bool,
-    /// What gradients have to do with it; what was released counts as constant.
+    /// What gradients have to do with it.
     pub track: Track,
 }
 
@@ -167,10 +167,7 @@ impl Walk {
 
     fn close(&mut self, frame: Frame) {
         let Frame { node, realized, inputs } = frame;
-        let track = match node.track() {
-            Track::Released => Track::Constant,
-            track => track,
-        };
+        let track = node.track();
         self.push_key(&node, realized, track, &inputs);
         self.positions.insert(node.id(), self.entries.len() as u32);
         self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false, track });

@@ -5,7 +5,7 @@ use crate::autograd::Var;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, autocast_operand};
 
 /// x W^T + b: `[.., inputs]` to `[.., outputs]`.
 #[derive(Clone, Debug, Module)]
@@ -57,7 +57,9 @@ fn bound(inputs: usize) -> f64 {
 
 impl Layer for Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let product = x.matmul(&self.weight.tensor().t()?)?;
+        // Converted before it is transposed: the copy then lies as the weight does.
+        let weight = autocast_operand(&self.weight.tensor())?;
+        let product = x.matmul(&weight.t()?)?;
         match &self.bias {
             Some(bias) => &product + &bias.tensor().to_dtype(product.dtype())?,
             None => Ok(product),

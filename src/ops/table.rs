@@ -158,7 +158,7 @@ macro_rules! for_each_elementwise { ($with:ident) => { $with! {
         grad: |g, y| [g, -(g * (a / b).unary(Elementwise::Trunc))] }
     /// Power. The gradient of the exponent is 0 where the base is 0.
     Pow pow(a, b) Num Rounds { msl: "tl_pow(a, b)", cpu: a.powf(b), int: a.pow(b),
-        grad: |g, y| [g * b * a.pow(b - 1.0), a.if_eq(a.lit(0.0), a.lit(0.0), g * y * a.unary(Elementwise::Ln))] }
+        grad: |g, y| [b.if_eq(b.lit(0.0), g.lit(0.0), g * b * a.pow(b - 1.0)), a.if_eq(a.lit(0.0), a.lit(0.0), g * y * a.unary(Elementwise::Ln))] }
     /// The larger; NaN if either is. Ties share the gradient.
     Maximum maximum(a, b) Num Decides { msl: "tl_max(a, b)", cpu: a.max_nan(b), int: a.max(b),
         grad: |g, y| [a.if_gt(b, g, a.if_eq(b, g * 0.5, g.lit(0.0))), b.if_gt(a, g, a.if_eq(b, g * 0.5, g.lit(0.0)))] }

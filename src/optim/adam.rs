@@ -1,7 +1,7 @@
 //! Adam and AdamW.
 
 use super::{Now, Number, Rule, check_number, check_share};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Adam (Kingma and Ba 2015, algorithm 1). Decay is added to the gradient.
@@ -53,9 +53,12 @@ impl Rule for Adam {
         check(self.betas, self.eps, self.weight_decay)
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)> {
-        let g = (g + &(p * now.weight_decay)?)?;
-        descend(p, &g, slots, (self.betas, self.eps), now)
+    fn accumulate(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Vec<Tensor>> {
+        moments(&(g + &(p * now.weight_decay)?)?, slots, self.betas)
+    }
+
+    fn apply(&self, p: &Tensor, _: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor> {
+        descend(p, slots, self.betas, self.eps, now)
     }
 }
 
@@ -71,9 +74,13 @@ impl Rule for AdamW {
         check(self.betas, self.eps, self.weight_decay)
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)> {
+    fn accumulate(&self, _: &Tensor, g: &Tensor, slots: &[Tensor], _: &Now) -> Result<Vec<Tensor>> {
+        moments(g, slots, self.betas)
+    }
+
+    fn apply(&self, p: &Tensor, _: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor> {
         let p = (p * (1.0 - now.learning_rate * now.weight_decay))?;
-        descend(&p, g, slots, (self.betas, self.eps), now)
+        descend(&p, slots, self.betas, self.eps, now)
     }
 }
 
@@ -84,27 +91,26 @@ fn check(betas: (f64, f64), eps: f64, weight_decay: f64) -> Result<()> {
     check_number("weight decay", weight_decay)
 }
 
-/// m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p = p - rate (m / c1) / (sqrt(v / c2) + eps), where c is
-/// 1 - b^step.
-fn descend(
-    p: &Tensor,
-    g: &Tensor,
-    slots: &[Tensor],
-    ((b1, b2), eps): ((f64, f64), f64),
-    now: &Now,
-) -> Result<(Tensor, Vec<Tensor>)> {
+/// m = b1 m + (1 - b1) g and v = b2 v + (1 - b2) g^2.
+fn moments(g: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64)) -> Result<Vec<Tensor>> {
     let first = ((&slots[0] * b1)? + (g * (1.0 - b1))?)?;
     let second = ((&slots[1] * b2)? + (g.sqr()? * (1.0 - b2))?)?;
+    Ok(vec![first, second])
+}
+
+/// p - rate (m / c1) / (sqrt(v / c2) + eps), where c is 1 - b^step.
+fn descend(p: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), eps: f64, now: &Now) -> Result<Tensor> {
+    let (first, second) = (&slots[0], &slots[1]);
     // Both corrections are numbers of the whole step: they cost nothing an element.
     let (rate, spread) = match (now.bias_correction(b1)?, now.bias_correction(b2)?) {
         (Number::Host(c1), Number::Host(c2)) => {
-            ((&first * (now.learning_rate / c1))?, (second.sqrt()? * (1.0 / c2.sqrt()))?)
+            ((first * (now.learning_rate / c1))?, (second.sqrt()? * (1.0 / c2.sqrt()))?)
         }
         (Number::Device(c1), Number::Device(c2)) => {
             let (c1, c2) = (c1.to_dtype(p.dtype())?, c2.to_dtype(p.dtype())?);
-            ((&first * &(c1.recip()? * now.learning_rate)?)?, (second.sqrt()? * c2.rsqrt()?)?)
+            ((first * &(c1.recip()? * now.learning_rate)?)?, (second.sqrt()? * c2.rsqrt()?)?)
         }
-        _ => return Err(crate::error::Error::internal("optim::adam", "one correction of two is known")),
+        _ => return Err(Error::internal("optim::adam", "one correction of two is known")),
     };
-    Ok(((p - &(rate / (spread + eps)?)?)?, vec![first, second]))
+    p - &(rate / (spread + eps)?)?
 }

@@ -59,11 +59,17 @@ pub trait Rule {
     /// A number that makes no sense.
     fn check(&self) -> Result<()>;
 
-    /// The parameter `p` and its slots after a step along gradient `g`, all in the compute dtype.
+    /// What it keeps of parameter `p`, after taking in the gradient `g`; all in the compute dtype.
     ///
     /// # Errors
     /// None that is not a bug.
-    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)>;
+    fn accumulate(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Vec<Tensor>>;
+
+    /// The parameter after a step along gradient `g`, which `slots` have taken in already.
+    ///
+    /// # Errors
+    /// None that is not a bug.
+    fn apply(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor>;
 }
 
 /// The numbers of one step.
@@ -176,13 +182,16 @@ impl<R: Rule> Optimizer<R> {
                 if let Some(scaled) = scaled {
                     g = (g * scaled.inverse.to_dtype(p.dtype())?)?;
                 }
-                let (mut new, mut new_slots) = self.rule.update(&p, &g, slots, &now)?;
-                if let Some(scaled) = scaled {
-                    new = scaled.finite.where_cond(&new, &p)?;
-                    for (new, old) in new_slots.iter_mut().zip(slots) {
-                        *new = scaled.finite.where_cond(&*new, old)?;
-                    }
+                let keep = |new: &Tensor, old: &Tensor| match scaled {
+                    Some(scaled) => scaled.finite.where_cond(new, old),
+                    None => Ok(new.clone()),
+                };
+                // The parameter follows from the slots as they are kept: all come out of one kernel.
+                let mut new_slots = self.rule.accumulate(&p, &g, slots, &now)?;
+                for (new, old) in new_slots.iter_mut().zip(slots) {
+                    *new = keep(new, old)?;
                 }
+                let new = keep(&self.rule.apply(&p, &g, &new_slots, &now)?, &p)?;
                 changed.push((var.clone(), new.to_dtype(old.dtype())?, new_slots));
             }
         }

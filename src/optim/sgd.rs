@@ -44,14 +44,24 @@ impl Rule for Sgd {
         Ok(())
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<(Tensor, Vec<Tensor>)> {
-        let g = if now.weight_decay == 0.0 { g.clone() } else { (g + &(p * now.weight_decay)?)? };
+    fn accumulate(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Vec<Tensor>> {
         if self.momentum == 0.0 {
-            return Ok(((p - &(g * now.learning_rate)?)?, slots.to_vec()));
+            return Ok(slots.to_vec());
         }
         let share = if now.step == 1 { 1.0 } else { 1.0 - self.dampening };
-        let buffer = ((&slots[0] * self.momentum)? + (&g * share)?)?;
-        let along = if self.nesterov { (g + (&buffer * self.momentum)?)? } else { buffer.clone() };
-        Ok(((p - &(along * now.learning_rate)?)?, vec![buffer]))
+        Ok(vec![((&slots[0] * self.momentum)? + (decayed(p, g, now)? * share)?)?])
     }
+
+    fn apply(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor> {
+        let along = match (self.momentum == 0.0, self.nesterov) {
+            (true, _) => decayed(p, g, now)?,
+            (false, true) => (decayed(p, g, now)? + (&slots[0] * self.momentum)?)?,
+            (false, false) => slots[0].clone(),
+        };
+        p - &(along * now.learning_rate)?
+    }
+}
+
+fn decayed(p: &Tensor, g: &Tensor, now: &Now) -> Result<Tensor> {
+    if now.weight_decay == 0.0 { Ok(g.clone()) } else { g + &(p * now.weight_decay)? }
 }

@@ -1,5 +1,6 @@
 //! Views as index arithmetic: how a kernel's loop indices reach an element of a node.
 
+use crate::graph::{Op, Snapshot};
 use crate::shape::{Dims, Shape, Strides};
 
 /// The row-major index of an element of some node, as an affine function of a kernel's loop indices.
@@ -114,6 +115,22 @@ impl Coordinates {
         }
         access
     }
+}
+
+/// The node that `node` is read from by strides, and how: it goes through views, up to the first node for
+/// which `stop` holds, or that is no view, or whose elements strides do not reach.
+pub(crate) fn strided_base(graph: &Snapshot, node: u32, stop: &dyn Fn(u32) -> bool) -> (u32, Access) {
+    let shape = graph.entries[node as usize].node.shape;
+    let (mut at, mut access) = (node, Access { strides: shape.contiguous_strides(), offset: 0 });
+    loop {
+        let entry = &graph.entries[at as usize];
+        let (Op::View(view), Some(&base), false) = (entry.node.op, entry.inputs.first(), stop(at)) else { break };
+        match access.through(shape.dims(), &entry.node.shape, &view.strides, view.offset) {
+            Ok(through) => (at, access) = (base, through),
+            Err(_) => break,
+        }
+    }
+    (at, access)
 }
 
 /// Merges neighbouring loops that every access walks as one, and drops loops of one step.

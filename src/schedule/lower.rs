@@ -12,7 +12,7 @@ mod build;
 mod product;
 mod rows;
 
-use super::access::{Access, Misfit};
+use super::access::{Access, Misfit, strided_base};
 use super::kernel::{Kernel, Scatter, Strided, ValueOp};
 use crate::dtype::DType;
 use crate::graph::{Entry, Op, Snapshot, View};
@@ -89,6 +89,8 @@ pub(crate) fn lower(context: &Context, target: &Target, loops: &Loops) -> Result
         buffers: vec![target.into],
         guards: Vec::new(),
         gemm: None,
+        gemm_owner: None,
+        absorbing: Vec::new(),
         scatter: None,
         depth: 0,
         finishing: false,
@@ -113,6 +115,10 @@ struct Lowering<'c, 'g> {
     /// Coordinates and limits that padded loads compare.
     guards: Vec<(Access, usize)>,
     gemm: Option<u32>,
+    /// The stored node, computed on the way, that the product belongs to.
+    gemm_owner: Option<u32>,
+    /// Stored nodes that are being computed on the way.
+    absorbing: Vec<u32>,
     scatter: Option<Scatter>,
     depth: usize,
     /// Inside the input of a fold over all rows.
@@ -212,9 +218,16 @@ impl Lowering<'_, '_> {
                 return Err(Stop::Store(node, "the chain of ops is too long for one kernel"));
             }
             self.depth += 1;
-            let value = match self.compute(node, at) {
+            if absorbs {
+                self.absorbing.push(node);
+            }
+            let computed = self.compute(node, at);
+            if absorbs {
+                self.absorbing.pop();
+            }
+            let value = match computed {
                 // It has a buffer anyway: to read that costs no kernel, what would be stored here does.
-                Err(Stop::Store(below, _)) if absorbs && below != node && self.is_expensive(below) => {
+                Err(Stop::Store(below, _)) if absorbs && below != node && self.fits_elsewhere(node, below) => {
                     return Err(Stop::Separate(node));
                 }
                 value => value?,
@@ -232,8 +245,32 @@ impl Lowering<'_, '_> {
         Ok(value)
     }
 
-    fn is_expensive(&self, node: u32) -> bool {
-        matches!(self.entry(node).node.op, Op::Reduce { .. } | Op::Matmul)
+    /// Whether `below`, a fold or a product that has no place in this kernel, may have one in a kernel of
+    /// `node` alone: a fold as part of its rows, a product if `node` is its epilogue.
+    fn fits_elsewhere(&self, node: u32, below: u32) -> bool {
+        match self.entry(below).node.op {
+            // It is read from memory the next time.
+            _ if self.context.stored[below as usize] => false,
+            Op::Reduce { .. } => true,
+            Op::Matmul => self.reaches(node, below, &|n| !matches!(self.entry(n).node.op, Op::Reduce { .. })),
+            _ => false,
+        }
+    }
+
+    /// Whether `node` is computed from `target` by way of pending nodes without a buffer for which `through`
+    /// holds.
+    fn reaches(&self, node: u32, target: u32, through: &dyn Fn(u32) -> bool) -> bool {
+        let (mut list, mut seen) = (vec![node], rustc_hash::FxHashSet::default());
+        while let Some(next) = list.pop() {
+            if next == target {
+                return true;
+            }
+            let open = next == node || !self.context.stored[next as usize];
+            if next > target && open && through(next) && seen.insert(next) {
+                list.extend(&self.entry(next).inputs);
+            }
+        }
+        false
     }
 
     /// Counts a buffer; `node` is what to store when there are too many.
@@ -370,43 +407,37 @@ impl Lowering<'_, '_> {
     fn matmul(&mut self, node: u32, at: Access) -> Result<u32, Stop> {
         let shape = self.shape(node);
         let here = self.loops.inner == 0 && !self.loops.nested && at.is_identity(&self.loops.extents, shape.numel());
-        if !here || self.gemm.is_some_and(|other| other != node) {
-            return Err(Stop::Store(node, "a product is computed on its own loops"));
+        let reason = "a product is computed on its own loops";
+        match self.gemm.filter(|&other| other != node) {
+            _ if !here => return Err(Stop::Store(node, reason)),
+            None => {}
+            // Of two, the one that was only computed on the way gives way, else the one further from the root.
+            Some(other) => match self.gemm_owner {
+                Some(owner) => return Err(Stop::Separate(owner)),
+                None => return Err(Stop::Store(node.min(other), reason)),
+            },
         }
         for &input in &self.entry(node).inputs.clone() {
             let base = self.stored_base(input)?;
             self.touch(base, node)?;
         }
         self.gemm = Some(node);
+        self.gemm_owner = self.absorbing.last().copied();
         let dtype = self.entry(node).node.dtype;
         self.plain(ValueOp::Accumulator, dtype, false, node)
     }
 
     /// The stored node that `node` is, or is a view of.
     fn stored_base(&self, node: u32) -> Result<u32, Stop> {
-        let reason = "a product or a gather reads it from memory";
-        if self.context.stored[node as usize] && node != self.root {
-            return Ok(node);
-        }
-        match self.entry(node).node.op {
-            Op::View(_) => {
-                let base = self.entry(node).inputs[0];
-                if self.context.stored[base as usize] {
-                    return Ok(base);
-                }
-                let nested_view = matches!(self.entry(base).node.op, Op::View(_));
-                Err(Stop::Store(if nested_view { node } else { base }, reason))
-            }
-            _ => Err(Stop::Store(node, reason)),
-        }
+        let stored = |n: u32| self.context.stored[n as usize] && n != self.root;
+        let base = strided_base(self.context.graph, node, &stored).0;
+        if stored(base) { Ok(base) } else { Err(Stop::Store(base, "a product or a gather reads it from memory")) }
     }
 
     /// Strides and offset by which `node` reads its stored base.
     fn strided(&self, node: u32, base: u32) -> (Strides, isize) {
-        match self.entry(node).node.op {
-            Op::View(view) if base != node => (view.strides, view.offset),
-            _ => (self.shape(node).contiguous_strides(), 0),
-        }
+        let (_, access) = strided_base(self.context.graph, node, &|n| n == base);
+        (access.strides, access.offset)
     }
 
     fn gather(&mut self, node: u32, axis: usize, inputs: &[u32], at: Access) -> Result<u32, Stop> {

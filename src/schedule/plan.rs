@@ -5,6 +5,7 @@
 //! in as much of the graph below as it can. What ends an attempt stores one more node further down
 //! and tries again; so when a node's turn comes, everyone who reads it is known.
 
+use super::access::strided_base;
 use super::explain::Report;
 use super::group;
 use super::kernel::Kernel;
@@ -19,6 +20,9 @@ use std::collections::BinaryHeap;
 
 /// Pending ops below a held node from which on it is stored when it is computed.
 const HELD_DEPTH: u32 = 8;
+
+/// Bytes that do not count when a value is computed again: a launch costs more.
+const FEW_BYTES: usize = 1024;
 
 /// What a plan depends on beside the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,10 +279,19 @@ impl<'g> Planner<'g> {
             let repeated = kernel.repeated.contains(&node);
             if (used || repeated) && !self.cheap(node, repeated && !used) {
                 let reason = if used { "several kernels read it" } else { "it would be computed more than once" };
-                return Some(Stop::Store(node, reason));
+                return Some(Stop::Store(self.before_widening(node), reason));
             }
         }
         None
+    }
+
+    /// What to store for `node`: of a conversion to a wider dtype, what is converted.
+    fn before_widening(&self, node: u32) -> u32 {
+        let entry = &self.graph.entries[node as usize];
+        let (Op::Cast, Some(&input)) = (entry.node.op, entry.inputs.first()) else { return node };
+        let from = &self.graph.entries[input as usize].node;
+        let widens = from.dtype.is_narrow() && entry.node.dtype.is_float() && is_computed(&from.op);
+        if widens && !self.stored[input as usize] { input } else { node }
     }
 
     /// Whether something that `kernel` reads needs `node`, which it would write.
@@ -325,7 +338,7 @@ impl<'g> Planner<'g> {
             list.extend(&entry.inputs);
         }
         let budget = if free { 3 } else { 10 };
-        weight <= budget && (free || bytes <= 2 * self.graph.entries[node as usize].node.bytes())
+        weight <= budget && (free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES))
     }
 
     fn accept(&mut self, kernel: Kernel) {
@@ -491,11 +504,7 @@ impl Memory {
 
 /// What products, gathers, pads and scatters read: the node that gets a buffer for it, and the reader.
 fn operands_in_memory(graph: &Snapshot) -> Vec<(u32, u32)> {
-    let entry = |node: u32| &graph.entries[node as usize];
-    let base = |node: u32| match (entry(node).node.op, entry(node).inputs.first()) {
-        (Op::View(_), Some(&base)) if !matches!(entry(base).node.op, Op::View(_)) || entry(base).realized => base,
-        _ => node,
-    };
+    let base = |node: u32| strided_base(graph, node, &|n| graph.entries[n as usize].root).0;
     let mut list = Vec::new();
     for (reader, entry) in graph.entries.iter().enumerate().filter(|(_, e)| !e.realized) {
         let operands = match entry.node.op {

@@ -25,7 +25,8 @@ impl Saved {
             seen: vec![false; count],
             saved: Saved { nodes: vec![false; count], store: Vec::new() },
         };
-        if graph.entries.iter().any(|e| e.track == Track::Tracked && !e.realized) {
+        let has_history = |track| matches!(track, Track::Tracked | Track::Released);
+        if graph.entries.iter().any(|e| !e.realized && has_history(e.track)) {
             (0..count as u32).for_each(|node| search.rule(node));
         }
         search.saved
@@ -44,8 +45,11 @@ impl Search<'_> {
     fn rule(&mut self, node: u32) {
         let graph = self.graph;
         let entry = &graph.entries[node as usize];
-        if entry.track != Track::Tracked || entry.realized {
-            return;
+        match entry.track {
+            // Gradients that are recorded but not computed hold what they read.
+            Track::Released if entry.held && !entry.root && !entry.realized => return self.need(node),
+            Track::Tracked if !entry.realized => {}
+            _ => return,
         }
         let follows = |i: usize| graph.entries[entry.inputs[i] as usize].track != Track::Constant;
         match entry.node.op {
@@ -78,17 +82,13 @@ impl Search<'_> {
             if entry.realized {
                 continue;
             }
-            let in_memory = self.stored[node as usize];
-            match entry.node.op {
-                _ if in_memory && !matches!(entry.node.op, Op::View(_)) => self.saved.nodes[node as usize] = true,
+                        match entry.node.op {
+                _ if self.stored[node as usize] => self.saved.nodes[node as usize] = true,
                 Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Cat { .. } => {
                     self.saved.nodes[node as usize] = true;
                     self.saved.store.push(node);
                 }
-                _ => {
-                    self.saved.nodes[node as usize] = in_memory;
-                    list.extend(&entry.inputs);
-                }
+                _ => list.extend(&entry.inputs),
             }
         }
     }

@@ -18,7 +18,7 @@ mod view;
 
 pub use autocast::autocast;
 pub use conv::ConvOptions;
-pub(crate) use autocast::full_precision;
+pub(crate) use autocast::{full_precision, operand as autocast_operand};
 pub use operand::{Dim, IntoDims, Operand};
 
 use crate::device::Device;

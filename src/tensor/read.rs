@@ -87,7 +87,7 @@ impl Tensor {
     /// A device that this version does not know.
     pub fn to_device(&self, device: &crate::device::Device) -> Result<Tensor> {
         if device == self.device() {
-            return Ok(self.clone());
+            return self.unchanged();
         }
         Err(Error::DeviceUnavailable { device: device.to_string(), reason: "tensors cannot be moved there yet".into() })
     }

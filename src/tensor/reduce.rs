@@ -62,7 +62,7 @@ reductions! {
     /// Unbiased variance (divided by n - 1), of floats.
     var var_keepdim var_all |x, dims, keep| x.variance("var", dims, keep, 1)?.to_dtype(x.dtype());
     /// Square root of the unbiased variance, of floats.
-    std std_keepdim std_all |x, dims, keep| x.variance("std", dims, keep, 1)?.sqrt()?.to_dtype(x.dtype());
+    std std_keepdim std_all |x, dims, keep| x.deviation(dims, keep)?.to_dtype(x.dtype());
 }
 
 impl Tensor {
@@ -141,6 +141,14 @@ impl Tensor {
         let count: usize = dims.iter().map(|&d| self.dims()[d]).product();
         let divisor = count as f64 - correction as f64;
         distance.sqr()?.reduce(Reduction::Sum, dims, keep)? / divisor.max(0.0)
+    }
+
+    /// Standard deviation in the compute dtype; where it is 0, its gradient is taken to be 0 too.
+    #[track_caller]
+    fn deviation(&self, dims: &Dims<usize>, keep: bool) -> Result<Tensor> {
+        let variance = self.variance("std", dims, keep, 1)?;
+        let none = variance.eq(0.0)?;
+        none.where_cond(0.0, none.where_cond(1.0, &variance)?.sqrt()?)
     }
 
     /// Records a reduction; what needs none is answered at once.

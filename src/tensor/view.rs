@@ -3,7 +3,7 @@
 
 use super::{Dim, Tensor};
 use crate::error::{Error, Result};
-use crate::graph::{NodeRef, Op, Track, View};
+use crate::graph::{Op, Track, View, is_recording};
 use crate::shape::{Dims, IntoShape, Shape, Strides};
 use std::borrow::Borrow;
 use std::ops::{Bound, RangeBounds};
@@ -16,23 +16,25 @@ pub(crate) struct Layout {
 }
 
 impl Tensor {
-    /// This tensor as a reading of its base: itself, unless it is a pending view. A view that ends the
-    /// history of its base, or begins one, is a base itself.
+    /// This tensor as a reading of its base: itself, unless it is a pending view. Views with a history
+    /// are bases themselves, or it would pass them by.
     pub(crate) fn layout(&self) -> Layout {
         if let Op::View(view) = self.0.op
             && self.0.depth() > 0
+            && self.0.track() == Track::Constant
         {
             let base = self.0.state().inputs.first().cloned();
-            let same_history = |base: &NodeRef| match self.0.track() {
-                Track::Variable => false,
-                Track::Constant => base.track() == Track::Constant,
-                Track::Tracked | Track::Released => true,
-            };
-            if let Some(base) = base.filter(same_history) {
+            if let Some(base) = base.filter(|base| base.track() == Track::Constant) {
                 return Layout { base: Tensor(base), strides: view.strides, offset: view.offset };
             }
         }
         Layout { base: self.clone(), strides: self.shape().contiguous_strides(), offset: 0 }
+    }
+
+    /// What an op with nothing to do returns: this tensor, without its history where none is recorded.
+    #[track_caller]
+    pub(super) fn unchanged(&self) -> Result<Tensor> {
+        Ok(if is_recording() { self.clone() } else { self.detach() })
     }
 
     /// A view of `layout.base`.
@@ -41,7 +43,7 @@ impl Tensor {
         let Layout { base, strides, offset } = layout;
         let whole = base.shape() == &shape && offset == 0 && shape.is_contiguous(&strides);
         if whole {
-            return Ok(base);
+            return base.unchanged();
         }
         let view = Op::View(View { strides, offset });
         Tensor::record(view, &[&base], shape, self.dtype(), self.device())
@@ -60,7 +62,7 @@ impl Tensor {
             return Err(Error::shapes("reshape", self.shape(), &shape, reason));
         }
         if shape == *self.shape() {
-            return Ok(self.clone());
+            return self.unchanged();
         }
         let layout = self.layout();
         match reshaped(self.dims(), &layout.strides, shape.dims()) {
@@ -231,7 +233,7 @@ impl Tensor {
     /// None at present.
     #[track_caller]
     pub fn t(&self) -> Result<Tensor> {
-        if self.rank() < 2 { Ok(self.clone()) } else { self.transpose(-2, -1) }
+        if self.rank() < 2 { self.unchanged() } else { self.transpose(-2, -1) }
     }
 
     /// Without a dimension of size 1; a dimension of another size stays.
@@ -242,7 +244,7 @@ impl Tensor {
     pub fn squeeze(&self, dim: impl Dim) -> Result<Tensor> {
         let dim = dim.of(self.shape(), "squeeze")?;
         if self.dims()[dim] != 1 {
-            return Ok(self.clone());
+            return self.unchanged();
         }
         self.reshape(self.shape().reduced(&[dim], false))
     }
@@ -305,7 +307,7 @@ impl Tensor {
     pub fn contiguous(&self) -> Result<Tensor> {
         let layout = self.layout();
         if layout.base.0.id() == self.0.id() {
-            return Ok(self.clone());
+            return self.unchanged();
         }
         Tensor::record(Op::Copy, &[self], *self.shape(), self.dtype(), self.device())
     }
@@ -332,7 +334,7 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn pad_to(&self, before: &[usize], shape: Shape) -> Result<Tensor> {
         if shape == *self.shape() {
-            return Ok(self.clone());
+            return self.unchanged();
         }
         if self.numel() == 0 {
             return Tensor::zeros(shape, self.dtype(), self.device());
@@ -436,7 +438,7 @@ impl Tensor {
         let parts: Vec<&Tensor> = tensors.iter().map(Borrow::borrow).filter(|t| t.numel() > 0).collect();
         let shape = Shape::new(&sizes)?;
         match parts[..] {
-            [only] => Ok(only.clone()),
+            [only] => only.unchanged(),
             _ => Tensor::record(Op::Cat { axis: dim as u8 }, &parts, shape, first.dtype(), first.device()),
         }
     }

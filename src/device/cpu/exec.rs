@@ -10,6 +10,7 @@ use super::worker::{Worker, spread};
 use super::{threads, walk};
 use crate::dtype::DType;
 use crate::graph::Scalar;
+use smallvec::SmallVec;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -484,11 +485,11 @@ impl<'p> Launch<'p> {
                 Step::Padded { value, slot, first, count } => {
                     let slot = &self.program.slots[slot as usize];
                     let guards = &self.program.guards[first as usize..(first + count) as usize];
-                    let guards = guards.iter().map(|g| walk::Guarded {
-                        walk: &g.walk,
-                        start: g.offset + g.other.position(scope.other),
-                        limit: g.limit,
-                    });
+                    let guard = |g: &'p super::program::Guard| {
+                        let super::program::Guard { offset, walk, other, limit } = g;
+                        walk::Guarded { walk, start: offset + other.position(scope.other), limit: *limit }
+                    };
+                    let guards: SmallVec<[walk::Guarded; 4]> = guards.iter().map(guard).collect();
                     let position = slot.offset + slot.other.position(scope.other);
                     // Where no guard holds, this points outside the buffer and is not read.
                     let memory =
@@ -498,7 +499,7 @@ impl<'p> Launch<'p> {
                         memory,
                         (slot.dtype, slot.convert),
                         &slot.walk,
-                        guards,
+                        &guards,
                         scope.start,
                         scope.n,
                     );

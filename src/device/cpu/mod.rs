@@ -52,7 +52,15 @@ impl CpuDevice {
     }
 
     pub fn seed(&self, seed: u64) {
-        *self.random.lock().unwrap_or_else(PoisonError::into_inner) = (seed, 0);
+        self.set_random_state((seed, 0));
+    }
+
+    pub fn random_state(&self) -> (u64, u64) {
+        *self.random.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_random_state(&self, state: (u64, u64)) {
+        *self.random.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     pub fn reserve_random(&self, n: usize) -> (u64, u64) {

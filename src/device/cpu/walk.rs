@@ -50,19 +50,54 @@ impl Walk {
 
     /// Calls `visit` for stretches that cover steps `start .. start + n`.
     fn runs(&self, start: usize, n: usize, mut visit: impl FnMut(Run)) {
-        let Some((&row, &stride)) = self.extents.last().zip(self.strides.last()) else {
-            // No loops: n is 1.
-            return visit(Run { at: 0, position: 0, stride: 0, len: n });
-        };
-        if self.extents.len() == 1 {
-            return visit(Run { at: 0, position: start as isize * stride, stride, len: n });
-        }
-        let mut at = 0;
-        while at < n {
-            let inside = (start + at) % row;
-            let len = (row - inside).min(n - at);
-            visit(Run { at, position: self.position(start + at), stride, len });
-            at += len;
+        let stride = self.strides.last().copied().unwrap_or(0);
+        stretches(&self.extents, [&self.strides], start, n, |at, [position], len| {
+            visit(Run { at, position, stride, len });
+        });
+    }
+}
+
+/// Walks a loop nest from step `start` on, `n` steps: calls `visit` for each stretch of its last loop with
+/// the number of steps before it, the positions by each of the strides, and its length. Positions are
+/// carried along, as divisions for each stretch would cost more than a short one.
+#[inline(always)]
+fn stretches<const N: usize>(
+    extents: &Dims<usize>,
+    strides: [&Strides; N],
+    start: usize,
+    n: usize,
+    mut visit: impl FnMut(usize, [isize; N], usize),
+) {
+    let Some((last, &row)) = extents.len().checked_sub(1).zip(extents.last()) else {
+        // No loops: n is 1.
+        return visit(0, [0; N], n);
+    };
+    if last == 0 {
+        return visit(0, strides.map(|s| start as isize * s[0]), n);
+    }
+    let mut index = *extents;
+    let mut rest = start;
+    for (i, &extent) in index.iter_mut().zip(extents.iter()).rev() {
+        *i = rest % extent;
+        rest /= extent;
+    }
+    let mut positions = strides.map(|s| (0..last).map(|i| index[i] as isize * s[i]).sum::<isize>());
+    let (mut at, mut inside) = (0, index[last]);
+    while at < n {
+        let len = (row - inside).min(n - at);
+        let mut here = positions;
+        (0..N).for_each(|k| here[k] += inside as isize * strides[k][last]);
+        visit(at, here, len);
+        at += len;
+        inside = 0;
+        for i in (0..last).rev() {
+            index[i] += 1;
+            (0..N).for_each(|k| positions[k] += strides[k][i]);
+            if index[i] < extents[i] {
+                break;
+            }
+            index[i] = 0;
+            (0..N).for_each(|k| positions[k] -= strides[k][i] * extents[i] as isize);
         }
     }
 }
@@ -106,13 +141,14 @@ pub struct Guarded<'a> {
 }
 
 impl Guarded<'_> {
-    /// The part of `within`, counted from step `at` on, in which the coordinate is in `0..limit`.
-    fn inside(&self, at: usize, within: Range<isize>) -> Range<isize> {
-        let first = self.start + self.walk.position(at);
+    /// The part of `within`, counted from where the coordinate is `first`, in which it is in `0..limit`.
+    #[inline(always)]
+    fn inside(&self, first: isize, within: Range<isize>) -> Range<isize> {
         let limit = self.limit as isize;
         match self.walk.strides.last().copied().unwrap_or(0) {
             0 if (0..limit).contains(&first) => within,
             0 => 0..0,
+            1 => within.start.max(-first)..within.end.min(limit - first),
             // first + i * step >= 0 and < limit.
             step if step > 0 => within.start.max((-first + step - 1).div_euclid(step))
                 ..within.end.min((limit - first + step - 1).div_euclid(step)),
@@ -126,37 +162,52 @@ impl Guarded<'_> {
 /// # Safety
 /// As for [`load`], of the positions where the guards hold; `walk` and the guards' walk the same
 /// loops.
-pub unsafe fn load_padded<'a>(
+pub unsafe fn load_padded(
     tile: *mut u8,
     memory: *const u8,
     (dtype, convert): (DType, Option<TileFn>),
     walk: &Walk,
-    guards: impl Iterator<Item = Guarded<'a>> + Clone,
+    guards: &[Guarded],
     start: usize,
     n: usize,
 ) {
     let (from, to) = (dtype.size(), super::tile::class(dtype).size());
-    walk.runs(start, n, |run| {
-        let all = 0..run.len as isize;
-        let inside = guards.clone().fold(all, |within, guard| guard.inside(start + run.at, within));
+    let stride = walk.strides.last().copied().unwrap_or(0);
+    let fill = |at: usize, position: isize, inside: Range<isize>, steps: usize| {
         let len = (inside.end - inside.start).max(0) as usize;
-        let first = if len == 0 { run.len } else { inside.start as usize };
+        let first = if len == 0 { steps } else { inside.start as usize };
         // SAFETY: runs stay within the tile, and what is read within the walk where the guards hold.
         unsafe {
-            let out = tile.add(run.at * to);
+            let out = tile.add(at * to);
             out.write_bytes(0, first * to);
             if len > 0 {
-                let source = memory.wrapping_offset((run.position + inside.start * run.stride) * from as isize);
+                let source = memory.wrapping_offset((position + inside.start * stride) * from as isize);
                 let target = out.add(first * to);
-                match (run.stride, convert) {
+                match (stride, convert) {
                     (1, Some(convert)) => convert(target, [source; 3], len),
                     (1, None) => std::ptr::copy_nonoverlapping(source, target, len * from),
-                    _ => load_strided(target, source, dtype, convert, run.stride, len),
+                    _ => load_strided(target, source, dtype, convert, stride, len),
                 }
-                out.add((first + len) * to).write_bytes(0, (run.len - first - len) * to);
+                out.add((first + len) * to).write_bytes(0, (steps - first - len) * to);
             }
         }
-    });
+    };
+    // An image has two guards; more are walked one by one.
+    match guards {
+        [one] => stretches(&walk.extents, [&walk.strides, &one.walk.strides], start, n, |at, [p, a], len| {
+            fill(at, p, one.inside(one.start + a, 0..len as isize), len);
+        }),
+        [one, two] => {
+            let strides = [&walk.strides, &one.walk.strides, &two.walk.strides];
+            stretches(&walk.extents, strides, start, n, |at, [p, a, b], len| {
+                fill(at, p, two.inside(two.start + b, one.inside(one.start + a, 0..len as isize)), len);
+            });
+        }
+        _ => stretches(&walk.extents, [&walk.strides], start, n, |at, [p], len| {
+            let inside = |within, guard: &Guarded| guard.inside(guard.start + guard.walk.position(start + at), within);
+            fill(at, p, guards.iter().fold(0..len as isize, inside), len);
+        }),
+    }
 }
 
 /// # Safety
@@ -207,6 +258,14 @@ unsafe fn gather<T: Copy>(out: *mut u8, source: *const u8, stride: isize, n: usi
     }
 }
 
+/// # Safety
+/// `source` can be read `n` times, `out` written at every step.
+unsafe fn scatter<T: Copy>(out: *mut u8, source: *const u8, stride: isize, n: usize) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    // SAFETY: the caller's promise.
+    unsafe { (0..n).for_each(|i| *out.offset(i as isize * stride) = *source.add(i)) };
+}
+
 /// Writes a tile's `n` elements to `memory` of `dtype`, along `walk` from step `start` on.
 ///
 /// # Safety
@@ -232,15 +291,20 @@ pub unsafe fn store(
                 (1, None) if std::ptr::eq(source, target) => {}
                 (1, None) => std::ptr::copy_nonoverlapping(source, target, run.len * to),
                 (stride, Some(convert)) => {
-                    let step = stride * to as isize;
-                    (0..run.len).for_each(|i| convert(target.offset(i as isize * step), [source.add(i * from); 3], 1));
+                    // Converted together, then scattered as they are.
+                    let mut narrow = [0u16; STRETCH];
+                    for first in (0..run.len).step_by(STRETCH) {
+                        let len = STRETCH.min(run.len - first);
+                        convert(narrow.as_mut_ptr().cast(), [source.add(first * from); 3], len);
+                        let target = target.offset(first as isize * stride * to as isize);
+                        scatter::<u16>(target, narrow.as_ptr().cast(), stride, len);
+                    }
                 }
-                (stride, None) => {
-                    let step = stride * to as isize;
-                    (0..run.len).for_each(|i| {
-                        std::ptr::copy_nonoverlapping(source.add(i * from), target.offset(i as isize * step), to);
-                    });
-                }
+                (stride, None) => match to {
+                    8 => scatter::<u64>(target, source, stride, run.len),
+                    4 => scatter::<u32>(target, source, stride, run.len),
+                    _ => scatter::<u8>(target, source, stride, run.len),
+                },
             }
         }
     });

@@ -11,7 +11,7 @@ impl Lowering<'_, '_> {
     pub(super) fn reduce(&mut self, node: u32, op: Reduction, axes: u8, input: u32, at: Access) -> Result<u32, Stop> {
         if let Some(product) = self.gemm {
             // Rows of the product itself: their kernel reads it. Anything else is computed before.
-            let store = if self.depends(input, product) { product } else { node };
+            let store = if self.reaches(input, product, &|_| true) { product } else { node };
             return Err(Stop::Store(store, "a product's epilogue holds no reduction"));
         }
         let full = self.shape(node).numel() == 1;
@@ -62,20 +62,6 @@ impl Lowering<'_, '_> {
 
     fn has_finish(&self) -> bool {
         self.values.iter().any(|v| matches!(v.op, RawOp::Plain(ValueOp::Finish { .. })))
-    }
-
-    /// Whether `node` is computed from `target` without anything being stored in between.
-    fn depends(&self, node: u32, target: u32) -> bool {
-        let (mut list, mut seen) = (vec![node], rustc_hash::FxHashSet::default());
-        while let Some(next) = list.pop() {
-            if next == target {
-                return true;
-            }
-            if next > target && !self.context.stored[next as usize] && seen.insert(next) {
-                list.extend(&self.entry(next).inputs);
-            }
-        }
-        false
     }
 
     /// Whether a reduction would be computed with `node`.

@@ -49,7 +49,10 @@ impl Dataset for Fashion {
 /// The bytes of a compressed IDX file whose items have these dimensions.
 fn idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(|e| {
-        failed(path, format!("{e}; the Debian package dataset-fashion-mnist has it, or name another folder with --data"))
+        failed(
+            path,
+            format!("{e}; the Debian package dataset-fashion-mnist has it, or name another folder with --data"),
+        )
     })?;
     let mut bytes = Vec::new();
     GzDecoder::new(file).read_to_end(&mut bytes).map_err(|e| failed(path, e))?;

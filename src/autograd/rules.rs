@@ -29,10 +29,9 @@ pub(super) fn gradient(node: &NodeRef, operand: usize, g: &Tensor) -> Result<Ten
             let before: usize = inputs[..operand].iter().map(|part| part.dims()[axis as usize]).sum();
             g.narrow(axis as usize, before, input.dims()[axis as usize])
         }
-        Op::Pad { before } => before
-            .iter()
-            .enumerate()
-            .try_fold(g.clone(), |g, (i, &start)| g.narrow(i, start, input.dims()[i])),
+        Op::Pad { before } => {
+            before.iter().enumerate().try_fold(g.clone(), |g, (i, &start)| g.narrow(i, start, input.dims()[i]))
+        }
         Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } | Op::Bound { .. } => {
             Err(Error::NoGradient { op: node.op.name(), reason: "the op has no gradient".into() })
         }

@@ -5,8 +5,8 @@ use crate::dtype::DType;
 use crate::ops::{Elementwise, Reduction};
 use crate::shape::{Dims, Shape, Strides};
 use smallvec::SmallVec;
-use std::panic::Location;
 use std::cell::Cell;
+use std::panic::Location;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -118,7 +118,8 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
         }
         Op::Scatter { axis, .. } => {
             let (source, index, axis) = (inputs[0].0.dims(), inputs[1].0.dims(), *axis as usize);
-            let fits = |i: usize| (i == axis || source[i] <= shape.dims()[i]) && (index[i] == source[i] || index[i] == 1);
+            let fits =
+                |i: usize| (i == axis || source[i] <= shape.dims()[i]) && (index[i] == source[i] || index[i] == 1);
             let ranks = source.len() == shape.rank() && index.len() == shape.rank() && axis < shape.rank();
             let all = ranks && (0..source.len()).all(fits);
             if all { Ok(()) } else { Err(format!("{source:?} by {index:?} along axis {axis}")) }

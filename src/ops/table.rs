@@ -447,6 +447,12 @@ impl Elementwise {
 #[derive(Clone, Copy)]
 struct Reads(u8);
 
+impl Reads {
+    fn and(self, o: Reads) -> Reads {
+        Reads(self.0 | o.0)
+    }
+}
+
 impl Expr for Reads {
     fn lit(self, _: f64) -> Self {
         Reads(0)
@@ -472,7 +478,7 @@ macro_rules! reads_both {
     ($($Trait:ident $f:ident)+) => {$(
         impl $Trait for Reads {
             type Output = Reads;
-            fn $f(self, o: Reads) -> Reads { Reads(self.0 | o.0) }
+            fn $f(self, o: Reads) -> Reads { self.and(o) }
         }
     )+};
 }

@@ -275,5 +275,9 @@ fn check_number(name: &str, x: f64) -> Result<()> {
 /// Checks that a number is at least 0 and less than 1.
 fn check_share(name: &str, x: f64) -> Result<()> {
     let fine = (0.0..1.0).contains(&x);
-    if fine { Ok(()) } else { Err(Error::arg("Optimizer", format!("{name} {x}; it must be at least 0 and less than 1"))) }
+    if fine {
+        Ok(())
+    } else {
+        Err(Error::arg("Optimizer", format!("{name} {x}; it must be at least 0 and less than 1")))
+    }
 }

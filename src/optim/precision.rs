@@ -66,11 +66,8 @@ impl MixedPrecision {
         let scale = entry(state, 0)?;
         let mut gradients = loss.backward_with(&scale.to_dtype(loss.dtype())?.reshape(loss.shape())?)?;
         let next = no_grad(|| next_state(state, &mut gradients))?;
-        gradients.scaled = Some(Scaled {
-            inverse: scale.recip()?,
-            finite: entry(&next, 3)?.gt(0.0)?,
-            skipped: entry(&next, 2)?,
-        });
+        gradients.scaled =
+            Some(Scaled { inverse: scale.recip()?, finite: entry(&next, 3)?.gt(0.0)?, skipped: entry(&next, 2)? });
         gradients.together.push(next.clone());
         self.state = Some(next);
         Ok((loss, gradients))
@@ -129,7 +126,8 @@ fn next_state(state: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
     let [scale, good, skipped] = [0, 1, 2].map(|i| entry(state, i));
     let (scale, good, skipped) = (scale?, good?, skipped?);
     let rises = (&good + 1.0)?.ge(PATIENCE)?;
-    let next_scale = finite.where_cond(rises.where_cond((&scale * 2.0)?.minimum(LARGEST)?, &scale)?, (&scale * 0.5)?)?;
+    let next_scale =
+        finite.where_cond(rises.where_cond((&scale * 2.0)?.minimum(LARGEST)?, &scale)?, (&scale * 0.5)?)?;
     let next_good = finite.where_cond(rises.where_cond(0.0, (&good + 1.0)?)?, 0.0)?;
     let next_skipped = finite.where_cond(&skipped, (&skipped + 1.0)?)?;
     let taken = finite.to_dtype(DType::F32)?;

@@ -56,9 +56,7 @@ fn skeleton(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<Vec<u64>> {
     for value in &kernel.values {
         key.extend([value.dtype as u64, value.level as u64]);
         let (tag, words): (u64, [u64; 4]) = match value.op {
-            ValueOp::Load { node, reach } => {
-                (0, [buffer(node, &mut buffers), dtype(node) as u64, pattern(&reach), 0])
-            }
+            ValueOp::Load { node, reach } => (0, [buffer(node, &mut buffers), dtype(node) as u64, pattern(&reach), 0]),
             // Guards are data of their own; few kernels have them.
             ValueOp::Padded { .. } | ValueOp::Gather { .. } => return None,
             ValueOp::Index { reach } => (1, [pattern(&reach), 0, 0, 0]),
@@ -94,6 +92,7 @@ fn buffer(node: u32, buffers: &mut Vec<u32>) -> u64 {
 
 /// Which loops move through the memory, and in which of them it is read straight on.
 fn pattern(reach: &Reach) -> u64 {
-    let of = |strides: &[isize]| strides.iter().fold(1u64, |bits, &s| bits << 2 | (s != 0) as u64 | ((s == 1) as u64) << 1);
+    let of =
+        |strides: &[isize]| strides.iter().fold(1u64, |bits, &s| bits << 2 | (s != 0) as u64 | ((s == 1) as u64) << 1);
     of(&reach.outer) << 20 | of(&reach.inner)
 }

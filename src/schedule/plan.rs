@@ -371,7 +371,8 @@ impl<'g> Planner<'g> {
         while let Some(Reverse((.., first))) = ready.pop() {
             let mut step = vec![first];
             if let Some(group) = groups[first] {
-                let alike = |&Reverse((.., k)): &Reverse<(bool, u32, usize)>| groups[k].is_some_and(|g| g.id == group.id);
+                let alike =
+                    |&Reverse((.., k)): &Reverse<(bool, u32, usize)>| groups[k].is_some_and(|g| g.id == group.id);
                 let (mates, rest): (Vec<_>, Vec<_>) = ready.into_vec().into_iter().partition(alike);
                 ready = rest.into();
                 step.extend(mates.into_iter().map(|Reverse((.., k))| k));
@@ -404,10 +405,7 @@ impl<'g> Planner<'g> {
 
     fn is_kept(&self, node: u32) -> bool {
         let entry = &self.graph.entries[node as usize];
-        entry.root
-            || entry.held
-            || self.saved[node as usize]
-            || self.shared.iter().any(|&(_, base)| base == node)
+        entry.root || entry.held || self.saved[node as usize] || self.shared.iter().any(|&(_, base)| base == node)
     }
 
     fn finish(mut self, order: Vec<Vec<usize>>) -> Plan {

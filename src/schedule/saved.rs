@@ -54,7 +54,8 @@ impl Search<'_> {
         let follows = |i: usize| graph.entries[entry.inputs[i] as usize].track != Track::Constant;
         match entry.node.op {
             Op::Elementwise(op) => {
-                let reads = (0..entry.inputs.len()).filter(|&i| follows(i)).fold(0, |bits, i| bits | op.gradient_reads(i));
+                let reads =
+                    (0..entry.inputs.len()).filter(|&i| follows(i)).fold(0, |bits, i| bits | op.gradient_reads(i));
                 entry.inputs.iter().enumerate().filter(|(i, _)| reads >> i & 1 == 1).for_each(|(_, &v)| self.need(v));
                 if reads >> 3 & 1 == 1 {
                     self.need(node);
@@ -82,7 +83,7 @@ impl Search<'_> {
             if entry.realized {
                 continue;
             }
-                        match entry.node.op {
+            match entry.node.op {
                 _ if self.stored[node as usize] => self.saved.nodes[node as usize] = true,
                 Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Cat { .. } => {
                     self.saved.nodes[node as usize] = true;

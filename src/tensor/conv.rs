@@ -39,7 +39,9 @@ impl Tensor {
         let op = "conv2d";
         let bad = |reason: &str| Error::shapes(op, self.shape(), weight.shape(), reason);
         let (&[batch, inputs, _, _], &[outputs, inputs_each, rows, columns]) = (self.dims(), weight.dims()) else {
-            return Err(bad("images [batch, inputs, height, width] and a weight [outputs, inputs, rows, columns] wanted"));
+            return Err(bad(
+                "images [batch, inputs, height, width] and a weight [outputs, inputs, rows, columns] wanted",
+            ));
         };
         let ConvOptions { stride, padding, dilation, groups } = *options;
         if groups == 0 || inputs_each.checked_mul(groups) != Some(inputs) || !outputs.is_multiple_of(groups) {

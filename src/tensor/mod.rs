@@ -17,8 +17,8 @@ mod reduce;
 mod view;
 
 pub use autocast::autocast;
-pub use conv::ConvOptions;
 pub(crate) use autocast::{full_precision, operand as autocast_operand};
+pub use conv::ConvOptions;
 pub use operand::{Dim, IntoDims, Operand};
 
 use crate::device::Device;

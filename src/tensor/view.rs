@@ -322,9 +322,8 @@ impl Tensor {
             let reason = format!("{} pairs of padding; give one a dimension", padding.len());
             return Err(Error::shape("pad", self.shape(), reason));
         }
-        let sum = |(&size, &(before, after)): (&usize, &(usize, usize))| {
-            size.saturating_add(before).saturating_add(after)
-        };
+        let sum =
+            |(&size, &(before, after)): (&usize, &(usize, usize))| size.saturating_add(before).saturating_add(after);
         let sizes: Vec<usize> = self.dims().iter().zip(padding).map(sum).collect();
         let before: Vec<usize> = padding.iter().map(|&(before, _)| before).collect();
         self.pad_to(&before, Shape::new(&sizes)?)

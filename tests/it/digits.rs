@@ -23,19 +23,20 @@ fn nearest_neighbours_reach_their_accuracy_in_each_dtype() {
     }
 }
 
-/// The full training reaches 0.98 on average; a third of it, in this unoptimised build, 0.97.
+/// The full training reaches 0.984 on average over five shuffles; this is a sixth of it.
 #[test]
 fn the_network_reaches_its_accuracy_in_each_dtype() {
     let digits = Digits::load(DType::F32, &Device::best()).unwrap();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let accuracy = |seed| {
-            let outcome = train::train(&digits, &Settings { dtype, seed, epochs: 20, ..Settings::default() }, |_, _| {});
+            let outcome =
+                train::train(&digits, &Settings { dtype, seed, epochs: 10, ..Settings::default() }, |_, _| {});
             let outcome = outcome.unwrap();
             assert!(outcome.kernels_a_step <= 16, "{dtype}: {} kernels", outcome.kernels_a_step);
-            assert!(outcome.losses[19] < 0.2 * outcome.losses[0], "{dtype}: {:?}", outcome.losses);
+            assert!(outcome.losses[9] < 0.2 * outcome.losses[0], "{dtype}: {:?}", outcome.losses);
             outcome.accuracy
         };
-        let mean = (0..5).map(accuracy).sum::<f32>() / 5.0;
-        assert!((0.965..1.0).contains(&mean), "{dtype}: {mean}");
+        let mean = (0..2).map(accuracy).sum::<f32>() / 2.0;
+        assert!((0.955..1.0).contains(&mean), "{dtype}: {mean}");
     }
 }

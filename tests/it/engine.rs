@@ -2,33 +2,16 @@
 //!
 //! What counts or limits something of the whole process runs in a child process of its own.
 
+use crate::process::{self, is_child, resident};
 use rayon::prelude::*;
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 use tensorlogic::testing::counters;
 use tensorlogic::{DType, Device, Error, IntoShape, Result, Tensor, eval};
 
-/// Set in child processes.
-const CHILD: &str = "TL_TEST_CHILD";
-
-/// Runs a hidden test of this binary as a process; the lines that it marked as values.
+/// Runs a hidden test of this file as a process; the lines that it marked as values.
 fn child(test: &str, variables: &[(&str, &str)]) -> Vec<String> {
-    let (_, module) = module_path!().split_once("::").expect("tests live in modules");
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "--nocapture", &format!("{module}::{test}")])
-        .envs(variables.iter().copied())
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{test} {variables:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed"), "{test} did not run: {text}");
-    text.lines().filter_map(|line| line.split_once("value: ")).map(|(_, value)| value.to_string()).collect()
-}
-
-fn is_child() -> bool {
-    std::env::var_os(CHILD).is_some()
+    process::child(&format!("engine::{test}"), variables)
 }
 
 /// Numbers in -2..2 that look random.
@@ -117,12 +100,6 @@ fn results_do_not_change_from_run_to_run() -> Result<()> {
         assert_eq!(hash(once)?, hash(&again)?, "{name}");
     }
     Ok(())
-}
-
-/// Bytes of memory that this process occupies, where the system says.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).map_or(0, |pages| pages * 4096)
 }
 
 /// A step of something like training.

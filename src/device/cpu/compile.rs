@@ -2,8 +2,8 @@
 
 use super::isa::Isa;
 use super::program::{
-    BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program, SEGMENT,
-    SHORT_ROW, Slot, Step, TILE, Target,
+    BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program,
+    SEGMENT, SHORT_ROW, Slot, Step, TILE, Target,
 };
 use super::tile::{self, TileFn, class};
 use super::walk::Walk;
@@ -282,7 +282,8 @@ impl<'k> Compiler<'k> {
 
     fn guard(&self, guard: &crate::schedule::Guard) -> Guard {
         let reach = &guard.coordinate;
-        let (outer, inner) = (Walk::plain(&self.kernel.outer, &reach.outer), Walk::plain(&self.kernel.inner, &reach.inner));
+        let (outer, inner) =
+            (Walk::plain(&self.kernel.outer, &reach.outer), Walk::plain(&self.kernel.inner, &reach.inner));
         let (walk, other) = if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) };
         Guard { offset: reach.offset, walk, other, limit: guard.limit }
     }

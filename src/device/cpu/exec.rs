@@ -492,8 +492,7 @@ impl<'p> Launch<'p> {
                     let guards: SmallVec<[walk::Guarded; 4]> = guards.iter().map(guard).collect();
                     let position = slot.offset + slot.other.position(scope.other);
                     // Where no guard holds, this points outside the buffer and is not read.
-                    let memory =
-                        self.buffers[slot.buffer].0.wrapping_offset(position * slot.dtype.size() as isize);
+                    let memory = self.buffers[slot.buffer].0.wrapping_offset(position * slot.dtype.size() as isize);
                     walk::load_padded(
                         tiles[value as usize],
                         memory,

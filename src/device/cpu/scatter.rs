@@ -44,6 +44,20 @@ unsafe impl Send for Addresses {}
 // SAFETY: as above.
 unsafe impl Sync for Addresses {}
 
+impl Addresses {
+    fn source<T>(&self) -> *const T {
+        self.source.cast()
+    }
+
+    fn index(&self) -> *const u8 {
+        self.index
+    }
+
+    fn out<T>(&self) -> *mut T {
+        self.out.cast()
+    }
+}
+
 /// # Safety
 /// As for [`run`]; T is the type of the source's dtype.
 unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T, T) -> T) -> Option<Fault> {
@@ -62,7 +76,6 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
     // SAFETY: zero bytes are zero in every type; the output is as large as its outermost stride says.
     unsafe { zero::<T>(scatter, at) };
     threads::for_each(rows * stretches, extents.iter().product::<usize>() > PARALLEL, &|job| {
-        let at = at;
         let (row, first) = (job / stretches, job % stretches * COLUMNS);
         let end = (first + COLUMNS).min(columns);
         let start = [&from, &by, &to].map(|strides| position(row, &loops, strides));
@@ -72,7 +85,7 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
                 // the limit.
                 unsafe {
                     let by_at = index.offset + start[1] + term * by_step + column * by_column;
-                    let i = read_index(at.index, index.dtype, by_at);
+                    let i = read_index(at.index(), index.dtype, by_at);
                     if !(0..*limit as i64).contains(&i) {
                         let found = Fault { index: i, limit: *limit, node: *node };
                         fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
@@ -80,8 +93,8 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
                     }
                     let from_at = source.offset + start[0] + term * from_step + column * from_column;
                     let to_at = start[2] + i as isize * to_step + column * to_column;
-                    let slot = at.out.cast::<T>().offset(to_at);
-                    *slot = add(*slot, *at.source.cast::<T>().offset(from_at));
+                    let slot = at.out::<T>().offset(to_at);
+                    *slot = add(*slot, *at.source::<T>().offset(from_at));
                 }
             }
         }
@@ -95,9 +108,8 @@ unsafe fn zero<T>(scatter: &Scatter, at: Addresses) {
     const BLOCK: usize = 1 << 20;
     let bytes = scatter.out_len * size_of::<T>();
     threads::for_each(bytes.div_ceil(BLOCK), bytes > BLOCK, &|block| {
-        let at = at;
         // SAFETY: blocks lie inside the output and do not overlap.
-        unsafe { at.out.add(block * BLOCK).write_bytes(0, BLOCK.min(bytes - block * BLOCK)) };
+        unsafe { at.out::<u8>().add(block * BLOCK).write_bytes(0, BLOCK.min(bytes - block * BLOCK)) };
     });
 }
 

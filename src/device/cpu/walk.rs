@@ -150,9 +150,13 @@ impl Guarded<'_> {
             0 => 0..0,
             1 => within.start.max(-first)..within.end.min(limit - first),
             // first + i * step >= 0 and < limit.
-            step if step > 0 => within.start.max((-first + step - 1).div_euclid(step))
-                ..within.end.min((limit - first + step - 1).div_euclid(step)),
-            step => within.start.max((first - limit).div_euclid(-step) + 1)..within.end.min(first.div_euclid(-step) + 1),
+            step if step > 0 => {
+                within.start.max((-first + step - 1).div_euclid(step))
+                    ..within.end.min((limit - first + step - 1).div_euclid(step))
+            }
+            step => {
+                within.start.max((first - limit).div_euclid(-step) + 1)..within.end.min(first.div_euclid(-step) + 1)
+            }
         }
     }
 }

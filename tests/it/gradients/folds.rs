@@ -63,6 +63,42 @@ fn special_reductions() -> Vec<Case> {
     ]
 }
 
+fn losses() -> Vec<Case> {
+    let (x, other) = (|| numbers(&[3, 5], 1), || numbers(&[3, 5], 2));
+    let loss = |name: &str, f: fn(&Tensor, &Tensor) -> Result<Tensor>| {
+        Case::new(name, [x(), other()], move |x| f(&x[0], &x[1]))
+    };
+    let classes = |name: &str, f: fn(&Tensor, &Tensor) -> Result<Tensor>| {
+        Case::new(name, [x()], move |x| f(&x[0], &Tensor::from_vec(vec![4i64, 0, 2], 3, x[0].device())?))
+    };
+    vec![
+        classes("cross_entropy", |x, t| x.cross_entropy(t)),
+        classes("cross_entropy, smoothed", |x, t| x.cross_entropy_smoothed(t, 0.3)),
+        classes("nll_loss", |x, t| x.log_softmax(1)?.nll_loss(t)),
+        Case::new("cross_entropy of a product", [x(), numbers(&[5, 4], 2)], |x| {
+            x[0].matmul(&x[1])?.cross_entropy(&Tensor::from_vec(vec![3u8, 0, 0], 3, x[0].device())?)
+        }),
+        loss("mse_loss", |x, t| x.mse_loss(t)),
+        loss("l1_loss", |x, t| x.l1_loss(t)).rough(),
+        loss("smooth_l1_loss", |x, t| x.smooth_l1_loss(t, 0.7)).rough(),
+        loss("bce_with_logits", |x, t| x.bce_with_logits(&t.sigmoid()?)),
+        Case::new("mse_loss of a broadcast target", [x(), numbers(&[5], 2)], |x| x[0].mse_loss(&x[1])),
+        Case::new("mse_loss that widens its input", [numbers(&[3, 1], 1), numbers(&[4], 2)], |x| x[0].mse_loss(&x[1])),
+    ]
+}
+
+fn pools() -> Vec<Case> {
+    let pool =
+        |name: &str, f: fn(&Tensor) -> Result<Tensor>| Case::new(name, [numbers(&[2, 5, 6], 3)], move |x| f(&x[0]));
+    vec![
+        pool("max_pool2d", |x| x.max_pool2d(2, 2)).rough(),
+        pool("max_pool2d of windows that overlap", |x| x.max_pool2d(3, 1)).rough(),
+        pool("max_pool2d of a result", |x| x.tanh()?.max_pool2d(2, 3)?.exp()).rough(),
+        pool("avg_pool2d", |x| x.avg_pool2d(2, 2)?.sqr()),
+        pool("avg_pool2d of windows that overlap", |x| x.t()?.avg_pool2d(3, 2)?.sqr()),
+    ]
+}
+
 fn norms() -> Vec<Case> {
     let x = numbers(&[3, 5], 1);
     let cube = numbers(&[2, 3, 4], 1);
@@ -95,19 +131,10 @@ fn norms() -> Vec<Case> {
         }),
         Case::new("rms_norm", [x.clone(), numbers(&[5], 2)], |x| x[0].rms_norm(&x[1], 1e-3)),
         Case::new("rms_norm of a transpose", [x.clone(), numbers(&[3], 2)], |x| x[0].t()?.rms_norm(&x[1], 1e-3)),
-        Case::new("cross_entropy", [x.clone()], |x| {
-            x[0].cross_entropy(&Tensor::from_vec(vec![4i64, 0, 2], 3, x[0].device())?)
-        }),
-        Case::new("cross_entropy of a product", [x.clone(), numbers(&[5, 4], 2)], |x| {
-            x[0].matmul(&x[1])?.cross_entropy(&Tensor::from_vec(vec![3u8, 0, 0], 3, x[0].device())?)
-        }),
-        Case::new("mse_loss", [x.clone(), numbers(&[3, 5], 2)], |x| x[0].mse_loss(&x[1])),
-        Case::new("mse_loss of a broadcast target", [x, numbers(&[5], 2)], |x| x[0].mse_loss(&x[1])),
-        Case::new("mse_loss that widens its input", [numbers(&[3, 1], 1), numbers(&[4], 2)], |x| x[0].mse_loss(&x[1])),
     ]);
     list
 }
 
 pub fn cases() -> Vec<Case> {
-    reductions().chain(special_reductions()).chain(norms()).collect()
+    reductions().chain(special_reductions()).chain(norms()).chain(losses()).chain(pools()).collect()
 }

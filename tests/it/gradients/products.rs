@@ -1,7 +1,7 @@
-//! Matrix products: batches, vectors, operands that are views or results, epilogues.
+//! Matrix products: batches, vectors, operands that are views or results, epilogues; convolutions.
 
 use super::{Case, numbers};
-use tensorlogic::{Activation, Tensor};
+use tensorlogic::{Activation, ConvOptions, Tensor};
 
 /// Shapes of products.
 const SHAPES: [(&[usize], &[usize]); 18] = [
@@ -24,6 +24,23 @@ const SHAPES: [(&[usize], &[usize]); 18] = [
     (&[2, 3, 4], &[4]),
     (&[4], &[2, 4, 3]),
 ];
+
+fn convolutions() -> impl Iterator<Item = Case> {
+    let plain = ConvOptions::default();
+    let options = [
+        (plain, [1, 2, 2, 2]),
+        (ConvOptions { padding: 1, ..plain }, [2, 2, 3, 2]),
+        (ConvOptions { stride: 2, padding: 1, ..plain }, [1, 2, 3, 3]),
+        (ConvOptions { dilation: 2, padding: 1, ..plain }, [2, 2, 2, 2]),
+        (ConvOptions { stride: 3, ..plain }, [1, 2, 1, 2]),
+        (ConvOptions { groups: 2, padding: 1, ..plain }, [4, 1, 2, 2]),
+        (ConvOptions { groups: 2, stride: 2, ..plain }, [2, 1, 3, 2]),
+    ];
+    options.into_iter().map(|(options, weight)| {
+        let inputs = [numbers(&[2, 2, 4, 5], 1), numbers(&weight, 2)];
+        Case::new(format!("{options:?}, weight {weight:?}"), inputs, move |x| x[0].conv2d(&x[1], &options))
+    })
+}
 
 pub fn cases() -> Vec<Case> {
     let plain = SHAPES
@@ -69,5 +86,5 @@ pub fn cases() -> Vec<Case> {
             x[0].unsqueeze(1)?.matmul(&x[0].slice(0, .., -1)?.unsqueeze(0)?)
         }),
     ];
-    plain.chain(special).collect()
+    plain.chain(special).chain(convolutions()).collect()
 }

@@ -1,5 +1,6 @@
-//! Random graphs of smooth ops, views, folds, products and joins: their gradients along random directions
-//! against finite differences, however the graph was evaluated.
+//! Random graphs of smooth ops, views, folds, products, joins and gradients of all these: their gradients
+//! along random directions against finite differences, however the graph was evaluated; and their values
+//! while handles are dropped and results evaluated in any order.
 //!
 //! `TL_FUZZ_SEEDS=from..to` chooses the graphs; a failure is reduced to the first value that shows it.
 
@@ -8,7 +9,7 @@ use crate::oracle::Array;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tensorlogic::testing::no_fusion;
-use tensorlogic::{DType, Device, Result, Tensor, eval, grad};
+use tensorlogic::{DType, Device, Error, Result, Tensor, Var, eval, grad};
 
 type Apply = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -105,7 +106,7 @@ impl Graph {
         let inputs: Vec<Array> =
             (0..2 + rng.below(2) as u64).map(|i| numbers(&sizes(&mut rng), seed % 50 + i)).collect();
         let mut graph = Graph { inputs, steps: Vec::new(), roots: Vec::new() };
-        let mut known: Vec<Tensor> = graph.inputs.iter().map(|x| x.upload(&Device::cpu())).collect();
+        let mut known = values(&variables(&graph.inputs, DType::F64, &Device::cpu())?);
         let wanted = 4 + rng.below(10);
         for _ in 0..200 {
             if graph.steps.len() == wanted {
@@ -113,7 +114,11 @@ impl Graph {
             }
             let Some(step) = random_step(&mut rng, &known) else { continue };
             let operands: Vec<Tensor> = step.reads.iter().map(|&at| known[at].clone()).collect();
-            let y = (step.apply)(&operands)?;
+            let y = match (step.apply)(&operands) {
+                // What a gradient is asked of need not depend on what it is asked for.
+                Err(Error::NoGradient { .. }) => continue,
+                y => y?,
+            };
             let small = y.to_vec::<f64>()?.iter().all(|v| v.abs() < 8.0);
             if small && (1..120).contains(&y.numel()) && y.rank() < 6 {
                 known.push(y);
@@ -151,8 +156,8 @@ impl Graph {
                     let values = x.values.iter().zip(&along.values).map(|(x, d)| x.float() + step * d.float());
                     Tensor::from_vec(values.collect(), &x.dims, &Device::cpu())
                 };
-                let inputs = self.inputs.iter().map(moved).collect::<Result<Vec<_>>>()?;
-                self.loss(&inputs, 0)?.item::<f64>()
+                let inputs = self.inputs.iter().map(|x| Var::new(&moved(x)?)).collect::<Result<Vec<_>>>()?;
+                self.loss(&values(&inputs), 0)?.item::<f64>()
             };
             Ok((at(STEP)? - at(-STEP)?) / (2.0 * STEP))
         });
@@ -210,10 +215,64 @@ impl Graph {
         ])
     }
 
+    /// The values of the roots, while every value is dropped after its last use and some are evaluated.
+    fn live(&self, seed: u64) -> Result<Each> {
+        let mut rng = Rng(seed ^ 0x11fe);
+        let last_use = |at: usize| {
+            let read = self.steps.iter().rposition(|step| step.reads.contains(&at));
+            if self.roots.contains(&at) { usize::MAX } else { read.unwrap_or(0) }
+        };
+        let vars = variables(&self.inputs, DType::F64, &Device::cpu())?;
+        let mut known: Vec<Option<Tensor>> = values(&vars).into_iter().map(Some).collect();
+        for (i, step) in self.steps.iter().enumerate() {
+            let operands = step.reads.iter().map(|&at| known[at].clone().expect("a value in use"));
+            let y = (step.apply)(&operands.collect::<Vec<_>>())?;
+            known.push(Some(y));
+            let patience = rng.below(3);
+            (0..known.len()).filter(|&at| last_use(at).saturating_add(patience) <= i).for_each(|at| known[at] = None);
+            let chosen: Vec<&Tensor> = known.iter().flatten().filter(|_| rng.below(8) == 0).collect();
+            eval(&chosen)?;
+            // A gradient that nobody reads further, and one that lets go of all there is.
+            if rng.below(3) == 0 {
+                let at = rng.below(known.len());
+                if let Some(y) = known[at].clone().filter(Tensor::is_tracked) {
+                    let found = grad(&y.sqr()?.sum_all()?, &[&y], false)?.remove(0);
+                    drop(y);
+                    found.eval()?;
+                }
+            }
+        }
+        let roots: Vec<Tensor> = self.roots.iter().flat_map(|&root| known[root].clone()).collect();
+        if rng.below(2) == 0 {
+            let terms = roots.iter().map(Tensor::sum_all).collect::<Result<Vec<_>>>()?;
+            let sum = terms.iter().try_fold(Tensor::zeros((), DType::F64, &Device::cpu())?, |sum, term| sum + term)?;
+            if sum.is_tracked() {
+                sum.backward()?;
+            }
+            drop(known);
+        }
+        roots.iter().rev().map(Tensor::to_vec).collect()
+    }
+
+    /// [`Graph::live`] against all values evaluated at once, each by a kernel of its own, and kept.
+    fn check_life(&self, seed: u64) -> Result<Option<String>> {
+        let want = no_fusion(|| -> Result<Each> {
+            let mut known = values(&variables(&self.inputs, DType::F64, &Device::cpu())?);
+            for step in &self.steps {
+                let operands: Vec<Tensor> = step.reads.iter().map(|&at| known[at].clone()).collect();
+                known.push((step.apply)(&operands)?);
+                known[known.len() - 1].eval()?;
+            }
+            self.roots.iter().rev().map(|&root| known[root].to_vec()).collect()
+        })?;
+        let lives = (0..3).map(|i| Ok(super::off("a life", &self.live(seed + 1000 * i)?, &want, 1e-10, 1.0)));
+        lives.collect::<Result<Vec<_>>>().map(|all| all.into_iter().flatten().next())
+    }
+
     /// What is wrong with it.
     fn failure(&self, seed: u64) -> Option<String> {
-        match catch_unwind(AssertUnwindSafe(|| self.check(seed))) {
-            Ok(result) => result.unwrap_or_else(|error| Some(error.to_string())),
+        match catch_unwind(AssertUnwindSafe(|| Ok(self.check(seed)?.or(self.check_life(seed)?)))) {
+            Ok(result) => result.unwrap_or_else(|error: Error| Some(error.to_string())),
             Err(_) => Some("panic".into()),
         }
     }
@@ -241,7 +300,7 @@ fn random_step(rng: &mut Rng, known: &[Tensor]) -> Option<Step> {
     let at = known.len() - 1 - rng.below(known.len()).min(rng.below(known.len()));
     let x = &known[at];
     let one = |text: String, apply: Apply| Some(Step { text, reads: vec![at], apply });
-    match rng.below(6) {
+    match rng.below(13) / 2 {
         0 => {
             let (name, f) = rng.pick(&UNARY);
             one(name.into(), Box::new(move |x| f(&x[0])))
@@ -259,6 +318,15 @@ fn random_step(rng: &mut Rng, known: &[Tensor]) -> Option<Step> {
         3 => random_product(rng, known, at),
         4 if x.rank() > 0 => random_access(rng, known, at),
         5 => random_view(rng, x).and_then(|(text, apply)| one(text, apply)),
+        6 => {
+            // For an input or a result on the way.
+            let target = rng.below(at.max(1));
+            let apply = |x: &[Tensor]| {
+                let y = (&x[0] * &weights(&x[0], 3)?)?.sum_all()?;
+                Ok(grad(&y, &[&x[1]], true)?.remove(0))
+            };
+            Some(Step { text: "gradient".into(), reads: vec![at, target], apply: Box::new(apply) })
+        }
         _ => None,
     }
 }

@@ -31,7 +31,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Times that every image is seen
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 4)]
     epochs: u64,
     /// Images a step
     #[arg(long, default_value_t = 128)]

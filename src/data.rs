@@ -71,7 +71,7 @@ impl TensorDataset {
                 return Err(Error::DeviceMismatch { op: OP, lhs, rhs });
             }
         }
-        let pending: Vec<&Tensor> = tensors.iter().filter(|t| t.layout().base.0.depth() > 0).collect();
+        let pending: Vec<&Tensor> = tensors.iter().filter(|t| t.is_pending()).collect();
         eval(&pending)?;
         Ok(TensorDataset { tensors })
     }

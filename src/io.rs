@@ -56,7 +56,7 @@ pub fn save_safetensors(
         return Err(at.error(format!("no tensor can be named {METADATA}, which the format keeps for metadata")));
     }
     // Together, as what is pending may have much in common. Views of elements that are there are read in place.
-    let pending: Vec<&Tensor> = tensors.values().filter(|t| t.layout().base.0.depth() > 0).collect();
+    let pending: Vec<&Tensor> = tensors.values().filter(|t| t.is_pending()).collect();
     eval(&pending)?;
     let mut ordered: Vec<(&String, &Tensor)> = tensors.iter().collect();
     ordered.sort_by_key(|(_, tensor)| Reverse(stored_as(tensor.dtype())));
@@ -91,6 +91,31 @@ pub fn load_safetensors(path: impl AsRef<Path>, device: &Device) -> Result<SafeT
     }
     let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(SafeTensorsFile { tensors, metadata })
+}
+
+/// The values in `state` for each of `wanted`, a name and what stood there before: on its device, of its
+/// shape and dtype. `whose` and `kind` are for messages: the model's parameters, say.
+///
+/// # Errors
+/// A name that is missing or unknown; another shape or dtype.
+pub(crate) fn matching(
+    (whose, kind): (&str, &str),
+    wanted: &[(String, Tensor)],
+    state: &BTreeMap<String, Tensor>,
+) -> Result<Vec<Tensor>> {
+    let bad = |reason: String| Error::arg("load_state", reason);
+    if let Some(unknown) = state.keys().find(|key| !wanted.iter().any(|(name, _)| name == *key)) {
+        return Err(bad(format!("{whose} has no {kind} {unknown}")));
+    }
+    let value = |(name, old): &(String, Tensor)| {
+        let new = state.get(name).ok_or_else(|| bad(format!("{kind} {name} is missing")))?;
+        if new.shape() != old.shape() || new.dtype() != old.dtype() {
+            let (is, should) = (format!("{} {}", new.dtype(), new.shape()), format!("{} {}", old.dtype(), old.shape()));
+            return Err(bad(format!("{kind} {name} is {is} and should be {should}")));
+        }
+        new.to_device(old.device())
+    };
+    wanted.iter().map(value).collect()
 }
 
 /// The length of the header, and the header, for tensors that follow it in this order.

@@ -313,7 +313,9 @@ struct Step {
     node: NodeRef,
     /// Positions of the inputs; `None` for those that no gradient is wanted for.
     inputs: SmallVec<[Option<usize>; 3]>,
-    /// Its gradient is asked for, or that of something behind it.
+    /// Its gradient is asked for.
+    target: bool,
+    /// It is a target, or leads to one.
     wanted: bool,
 }
 
@@ -353,15 +355,16 @@ impl Trace {
             }
             let at = |input: &NodeRef| positions.get(&input.id()).copied().filter(|&at: &usize| steps[at].wanted);
             let inputs: SmallVec<[Option<usize>; 3]> = inputs.iter().map(at).collect();
-            let wanted = is_target(node) || inputs.iter().any(Option::is_some);
+            let target = is_target(node);
+            let wanted = target || inputs.iter().any(Option::is_some);
             positions.insert(node.id(), steps.len());
-            steps.push(Step { node: node.clone(), inputs, wanted });
+            steps.push(Step { node: node.clone(), inputs, target, wanted });
             stack.pop();
         }
         Ok(Trace { steps })
     }
 
-    /// The gradient of every variable and every node without wanted inputs or that is a target, by id.
+    /// The gradient of every target that the seed reaches, by id.
     fn gradients(&self, seed: &Tensor) -> Result<FxHashMap<usize, Tensor>> {
         // Rules say themselves in which dtype they compute.
         full_precision(|| {
@@ -379,7 +382,9 @@ impl Trace {
                         None => term,
                     });
                 }
-                found.insert(step.node.id(), gradient);
+                if step.target {
+                    found.insert(step.node.id(), gradient);
+                }
             }
             Ok(found)
         })

@@ -51,7 +51,7 @@ pub use tensorlogic_derive::Module;
 
 use crate::autograd::Var;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -163,22 +163,9 @@ pub trait Module {
     /// A name that is missing or unknown; another shape or dtype.
     fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let parameters = self.named_parameters();
-        let unknown = state.keys().find(|name| !parameters.iter().any(|(known, _)| known == *name));
-        if let Some(name) = unknown {
-            return Err(Error::arg("load_state", format!("the model has no parameter {name}")));
-        }
-        let mut values = Vec::with_capacity(parameters.len());
-        for (name, var) in &parameters {
-            let value = state.get(name);
-            let value = value.ok_or_else(|| Error::arg("load_state", format!("parameter {name} is missing")))?;
-            if value.shape() != &var.shape() || value.dtype() != var.dtype() {
-                let (is, wanted) = (format!("{} {}", value.dtype(), value.shape()), (var.dtype(), var.shape()));
-                let reason = format!("parameter {name} is {is} and should be {} {}", wanted.0, wanted.1);
-                return Err(Error::arg("load_state", reason));
-            }
-            values.push((var, value));
-        }
-        values.into_iter().try_for_each(|(var, value)| var.set(&value.to_device(&var.device())?))
+        let old = |(name, var): &(String, Var)| (name.clone(), var.tensor());
+        let values = io::matching(("the model", "parameter"), &parameters.iter().map(old).collect::<Vec<_>>(), state)?;
+        parameters.iter().zip(values).try_for_each(|((_, var), value)| var.set(&value))
     }
 
     /// Writes the parameters to a safetensors file. A crash on the way leaves the file as it was.

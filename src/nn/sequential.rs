@@ -48,11 +48,7 @@ impl Sequential {
 
 impl Module for Sequential {
     fn visit<'a>(&'a self, path: &mut Path, visitor: &mut dyn FnMut(&Path, Item<'a>)) {
-        for (i, layer) in self.layers.iter().enumerate() {
-            path.push(i.to_string());
-            layer.visit(path, visitor);
-            path.pop();
-        }
+        self.layers.visit(path, visitor);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adam and AdamW.
 
-use super::{Now, Number, Rule, check_number, check_share};
-use crate::error::{Error, Result};
+use super::{Now, Rule, Taken, check_number, check_share};
+use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// Adam (Kingma and Ba 2015, algorithm 1). Decay is added to the gradient.
@@ -102,15 +102,17 @@ fn moments(g: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64)) -> Result<Vec<Ten
 fn descend(p: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), eps: f64, now: &Now) -> Result<Tensor> {
     let (first, second) = (&slots[0], &slots[1]);
     // Both corrections are numbers of the whole step: they cost nothing an element.
-    let (rate, spread) = match (now.bias_correction(b1)?, now.bias_correction(b2)?) {
-        (Number::Host(c1), Number::Host(c2)) => {
+    let (rate, spread) = match now.taken()? {
+        Taken::Host(taken) => {
+            let (c1, c2) = (1.0 - b1.powf(taken), 1.0 - b2.powf(taken));
             ((first * (now.learning_rate / c1))?, (second.sqrt()? * (1.0 / c2.sqrt()))?)
         }
-        (Number::Device(c1), Number::Device(c2)) => {
-            let (c1, c2) = (c1.to_dtype(p.dtype())?, c2.to_dtype(p.dtype())?);
+        Taken::Device(taken) => {
+            // expm1 keeps the digits that 1 - b^step would lose in f32.
+            let correction = |b: f64| (&taken * b.ln())?.expm1()?.neg()?.to_dtype(p.dtype());
+            let (c1, c2) = (correction(b1)?, correction(b2)?);
             ((first * &(c1.recip()? * now.learning_rate)?)?, (second.sqrt()? * c2.rsqrt()?)?)
         }
-        _ => return Err(Error::internal("optim::adam", "one correction of two is known")),
     };
     p - &(rate / (spread + eps)?)?
 }

@@ -28,6 +28,7 @@ pub use sgd::Sgd;
 
 use crate::autograd::{Gradients, Var, no_grad};
 use crate::error::{Error, Result};
+use crate::io::matching;
 use crate::tensor::{Tensor, eval};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
@@ -85,22 +86,18 @@ pub struct Now {
     skipped: Option<Tensor>,
 }
 
-/// A number of a step: known, or computed on the device.
-pub(crate) enum Number {
+/// How many steps were taken: known, or computed on the device.
+pub(crate) enum Taken {
     Host(f64),
     Device(Tensor),
 }
 
 impl Now {
-    /// 1 - base^step, of the steps that were taken.
-    pub(crate) fn bias_correction(&self, base: f64) -> Result<Number> {
+    /// Steps taken, with this one.
+    pub(crate) fn taken(&self) -> Result<Taken> {
         Ok(match &self.skipped {
-            None => Number::Host(1.0 - base.powf(self.step as f64)),
-            // expm1 keeps the digits that 1 - base^step would lose in f32.
-            Some(skipped) => {
-                let taken = (skipped.neg()? + self.step as f64)?;
-                Number::Device((taken * base.ln())?.expm1()?.neg()?)
-            }
+            None => Taken::Host(self.step as f64),
+            Some(skipped) => Taken::Device((skipped.neg()? + self.step as f64)?),
         })
     }
 }
@@ -234,20 +231,14 @@ impl<R: Rule> Optimizer<R> {
     /// Names that are missing or unknown; another shape or dtype.
     pub fn load_state(&mut self, tensors: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
         let names = self.named_slots();
-        if let Some(unknown) = tensors.keys().find(|key| !names.iter().any(|(name, ..)| name == *key)) {
-            return Err(Error::arg("load_state", format!("{} with these groups has no state {unknown}", R::NAME)));
-        }
+        let slot = |(name, id, i): &(String, u64, usize)| (name.clone(), self.slots[id][*i].clone());
+        let whose = format!("{} with these groups", R::NAME);
+        let values = matching((&whose, "state"), &names.iter().map(slot).collect::<Vec<_>>(), tensors)?;
         let mut loaded = self.slots.clone();
-        for (name, id, i) in names {
-            let missing = || Error::arg("load_state", format!("state {name} is missing"));
-            let value = tensors.get(&name).ok_or_else(missing)?;
-            let slot = loaded.get_mut(&id).map(|slots| &mut slots[i]).ok_or_else(missing)?;
-            if value.shape() != slot.shape() || value.dtype() != slot.dtype() {
-                let (is, wanted) = ((value.dtype(), value.shape()), (slot.dtype(), slot.shape()));
-                let reason = format!("state {name} is {} {} and should be {} {}", is.0, is.1, wanted.0, wanted.1);
-                return Err(Error::arg("load_state", reason));
+        for ((_, id, i), value) in names.iter().zip(values) {
+            if let Some(slots) = loaded.get_mut(id) {
+                slots[*i] = value;
             }
-            *slot = value.to_device(slot.device())?;
         }
         (self.slots, self.steps) = (loaded, steps);
         Ok(())

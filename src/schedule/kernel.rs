@@ -117,6 +117,17 @@ pub(crate) struct Reach {
     pub offset: isize,
 }
 
+impl Reach {
+    /// How far into the loops it moves.
+    pub fn level(&self) -> Level {
+        match self {
+            r if r.inner.iter().any(|&s| s != 0) => Level::Element,
+            r if r.outer.iter().any(|&s| s != 0) => Level::Row,
+            _ => Level::Uniform,
+        }
+    }
+}
+
 /// Holds where the coordinate that the loops stand at is in `0..limit`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guard {

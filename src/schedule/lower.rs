@@ -454,9 +454,7 @@ impl Lowering<'_, '_> {
         let dtype = self.entry(node).node.dtype;
         self.push(RawOp::Gather { node: base, at, index, stride, limit }, dtype, true, node)
     }
-}
 
-impl Lowering<'_, '_> {
     fn pad(&mut self, node: u32, before: &[usize], input: u32, at: Access) -> Result<u32, Stop> {
         let (shape, inside) = (self.shape(node), self.shape(input));
         let base = self.stored_base(input)?;

@@ -10,7 +10,7 @@ use super::explain::Report;
 use super::group;
 use super::kernel::Kernel;
 use super::lower::{Context, Loops, Stop, Target, lower};
-use super::saved::Saved;
+use super::saved::saved;
 use crate::error::{Error, Result};
 use crate::graph::{Op, Snapshot};
 use crate::ops::Elementwise;
@@ -112,8 +112,8 @@ impl<'g> Planner<'g> {
                 report.edge(graph, node, reader, "a product or a gather reads it from memory");
             }
         }
-        let Saved { nodes: saved, store } = Saved::of(graph, &stored);
-        store.into_iter().for_each(|node| stored[node as usize] = true);
+        let saved = saved(graph, &stored);
+        stored.iter_mut().zip(&saved).for_each(|(stored, saved)| *stored |= saved);
         let mut consumers = vec![Vec::new(); graph.entries.len()];
         let (mut params, mut count) = (FxHashMap::default(), 0);
         for (i, entry) in graph.entries.iter().enumerate() {

@@ -8,36 +8,23 @@
 use crate::graph::{Op, Snapshot, Track};
 use crate::ops::Reduction;
 
-pub(super) struct Saved {
-    /// Nodes that outlive the plan if they are stored.
-    pub nodes: Vec<bool>,
-    /// Those of them that have to be stored although nothing else may ask for it.
-    pub store: Vec<u32>,
-}
-
-impl Saved {
-    /// `stored` says what gets a buffer anyway.
-    pub fn of(graph: &Snapshot, stored: &[bool]) -> Saved {
-        let count = graph.entries.len();
-        let mut search = Search {
-            graph,
-            stored,
-            seen: vec![false; count],
-            saved: Saved { nodes: vec![false; count], store: Vec::new() },
-        };
-        let has_history = |track| matches!(track, Track::Tracked | Track::Released);
-        if graph.entries.iter().any(|e| !e.realized && has_history(e.track)) {
-            (0..count as u32).for_each(|node| search.rule(node));
-        }
-        search.saved
+/// Whether each node has to outlive the plan: those that are `stored` anyway, and those that have to be
+/// for this.
+pub(super) fn saved(graph: &Snapshot, stored: &[bool]) -> Vec<bool> {
+    let count = graph.entries.len();
+    let mut search = Search { graph, stored, seen: vec![false; count], saved: vec![false; count] };
+    let has_history = |track| matches!(track, Track::Tracked | Track::Released);
+    if graph.entries.iter().any(|e| !e.realized && has_history(e.track)) {
+        (0..count as u32).for_each(|node| search.rule(node));
     }
+    search.saved
 }
 
 struct Search<'g> {
     graph: &'g Snapshot,
     stored: &'g [bool],
     seen: Vec<bool>,
-    saved: Saved,
+    saved: Vec<bool>,
 }
 
 impl Search<'_> {
@@ -84,10 +71,9 @@ impl Search<'_> {
                 continue;
             }
             match entry.node.op {
-                _ if self.stored[node as usize] => self.saved.nodes[node as usize] = true,
+                _ if self.stored[node as usize] => self.saved[node as usize] = true,
                 Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Cat { .. } => {
-                    self.saved.nodes[node as usize] = true;
-                    self.saved.store.push(node);
+                    self.saved[node as usize] = true
                 }
                 _ => list.extend(&entry.inputs),
             }

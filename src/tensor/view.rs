@@ -31,6 +31,11 @@ impl Tensor {
         Layout { base: self.clone(), strides: self.shape().contiguous_strides(), offset: 0 }
     }
 
+    /// Whether its elements have to be computed: a view of what is there is read in place.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.layout().base.0.depth() > 0
+    }
+
     /// What an op with nothing to do returns: this tensor, without its history where none is recorded.
     #[track_caller]
     pub(super) fn unchanged(&self) -> Result<Tensor> {

@@ -11,6 +11,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Sort;
 use crate::schedule::{Kernel, Level, Output, Reach, ValueOp, op_weight};
+use crate::shape::{Dims, Strides};
 
 impl Program {
     /// Compiles a kernel. `in_place` says which outputs are written over an input.
@@ -274,18 +275,20 @@ impl<'k> Compiler<'k> {
         self.buffers.binary_search(&node).unwrap_or(0)
     }
 
+    /// How a reach walks the loops of the lanes, and the other loops.
+    fn walks(&self, reach: &Reach, walk: fn(&Dims<usize>, &Strides) -> Walk) -> (Walk, Walk) {
+        let (outer, inner) = (walk(&self.kernel.outer, &reach.outer), walk(&self.kernel.inner, &reach.inner));
+        if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) }
+    }
+
     fn slot(&self, node: Option<u32>, dtype: DType, reach: &Reach, convert: Option<TileFn>) -> Slot {
-        let (outer, inner) = (Walk::new(&self.kernel.outer, &reach.outer), Walk::new(&self.kernel.inner, &reach.inner));
-        let (walk, other) = if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) };
+        let (walk, other) = self.walks(reach, Walk::new);
         Slot { buffer: node.map_or(0, |n| self.buffer(n)), dtype, convert, offset: reach.offset, walk, other }
     }
 
     fn guard(&self, guard: &crate::schedule::Guard) -> Guard {
-        let reach = &guard.coordinate;
-        let (outer, inner) =
-            (Walk::plain(&self.kernel.outer, &reach.outer), Walk::plain(&self.kernel.inner, &reach.inner));
-        let (walk, other) = if self.mode == Mode::Columns { (outer, inner) } else { (inner, outer) };
-        Guard { offset: reach.offset, walk, other, limit: guard.limit }
+        let (walk, other) = self.walks(&guard.coordinate, Walk::plain);
+        Guard { offset: guard.coordinate.offset, walk, other, limit: guard.limit }
     }
 
     fn make_slot(&mut self, v: u32) {
@@ -301,10 +304,7 @@ impl<'k> Compiler<'k> {
         let mut slot = self.slot(node, dtype, &reach, tile::load(self.isa, dtype));
         if let ValueOp::Padded { .. } = value.op {
             // Its guards walk the same loops.
-            slot.walk = match self.mode {
-                Mode::Columns => Walk::plain(&self.kernel.outer, &reach.outer),
-                _ => Walk::plain(&self.kernel.inner, &reach.inner),
-            };
+            slot.walk = self.walks(&reach, Walk::plain).0;
         }
         self.slot_of[v as usize] = Some(self.slots.len() as u32);
         if let ValueOp::Gather { index, stride, limit, .. } = value.op {
@@ -624,12 +624,7 @@ impl Tiles {
 
 /// How often an output is written.
 fn output_level(kernel: &Kernel, output: &Output) -> Level {
-    let reached = match output.reach {
-        r if r.inner.iter().any(|&s| s != 0) => Level::Element,
-        r if r.outer.iter().any(|&s| s != 0) => Level::Row,
-        _ => Level::Uniform,
-    };
-    reached.max(kernel.values[output.value as usize].level)
+    output.reach.level().max(kernel.values[output.value as usize].level)
 }
 
 /// Whether value `u` folds elements.

@@ -3,6 +3,7 @@
 //! Results do not depend on the number of threads: lanes, segments and the order in which partial
 //! folds are combined follow from the kernel alone; threads only decide who computes which.
 
+use super::faults::{Fault, Faults, read_index};
 use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm};
 use super::program::{BLOCK_LANES, Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
 use super::tile::{TileFn, best_layout};
@@ -13,7 +14,6 @@ use crate::graph::Scalar;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Rough instructions below which a launch stays on the calling thread: waking another takes
 /// microseconds.
@@ -23,15 +23,6 @@ const JOB_WORK: usize = 1 << 15;
 
 /// Rows of a block when memory is read across them: one for each f16 of a cache line, twice.
 const BLOCK_ROWS: usize = 64;
-
-/// An index that was out of range.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fault {
-    pub index: i64,
-    pub limit: usize,
-    /// The node that read it.
-    pub node: u32,
-}
 
 /// Memory of one buffer. Which thread touches which part of it follows from the program.
 #[derive(Clone, Copy)]
@@ -50,7 +41,7 @@ pub(crate) struct Launch<'p> {
     params: &'p [Scalar],
     /// The integers among the params, where loops read them from memory.
     integers: Vec<i64>,
-    fault: Mutex<Option<Fault>>,
+    faults: Faults,
     /// One array a [`super::program::Finish`]: its value in each row.
     notes: Vec<Memory>,
     id: u64,
@@ -83,7 +74,7 @@ impl<'p> Launch<'p> {
             buffers: buffers.iter().map(|&b| Memory(b)).collect(),
             params,
             integers,
-            fault: Mutex::new(None),
+            faults: Faults::default(),
             notes: Vec::new(),
             id: LAUNCHES.fetch_add(1, Ordering::Relaxed),
         }
@@ -98,8 +89,8 @@ impl<'p> Launch<'p> {
         if let Some((scatter, [source, index, out])) = &program.scatter {
             let memory = |buffer: &usize| self.buffers[*buffer].0;
             // SAFETY: the buffers are the kernel's, whose strides the verifier found inside them.
-            let fault = unsafe { super::scatter::run(scatter, memory(source), memory(index), memory(out)) };
-            return fault.map_or(Ok(()), Err);
+            unsafe { super::scatter::run(scatter, memory(source), memory(index), memory(out), &self.faults) };
+            return self.faults.first();
         }
         let mut notes: Vec<Vec<u64>> = program.finishes.iter().map(|_| vec![0; program.rows]).collect();
         self.notes = notes.iter_mut().map(|n| Memory(n.as_mut_ptr().cast())).collect();
@@ -112,7 +103,7 @@ impl<'p> Launch<'p> {
         }
         self.finish();
         drop(notes);
-        self.fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        self.faults.first()
     }
 
     /// Runs `work` with this thread's worker, set up for this launch.
@@ -520,9 +511,9 @@ impl<'p> Launch<'p> {
                 Step::Gather { value, gather } => self.gather(value, gather, tiles, scope),
                 Step::Bound { value, source, class, limit, node } => {
                     for i in 0..scope.n {
-                        let index = read_index(tiles[source as usize], class, i);
+                        let index = read_index(tiles[source as usize], class, i as isize);
                         if !(0..limit as i64).contains(&index) {
-                            self.report(Fault { index, limit, node });
+                            self.faults.report(Fault { index, limit, node });
                         }
                     }
                     std::ptr::copy_nonoverlapping(
@@ -621,10 +612,10 @@ impl<'p> Launch<'p> {
         unsafe {
             let memory = self.memory(slot, scope);
             for i in 0..scope.n {
-                let index = read_index(tiles[gather.index as usize], gather.index_dtype, i);
+                let index = read_index(tiles[gather.index as usize], gather.index_dtype, i as isize);
                 let inside = (0..gather.limit as i64).contains(&index);
                 if !inside {
-                    self.report(Fault { index, limit: gather.limit, node: gather.node });
+                    self.faults.report(Fault { index, limit: gather.limit, node: gather.node });
                 }
                 let along = if inside { index as isize * gather.stride } else { 0 };
                 let from = memory.offset((slot.walk.position(scope.start + i) + along) * size as isize);
@@ -635,10 +626,6 @@ impl<'p> Launch<'p> {
                 }
             }
         }
-    }
-
-    fn report(&self, fault: Fault) {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
     }
 }
 
@@ -693,20 +680,6 @@ unsafe fn write_param(tile: *mut u8, param: Scalar, class: DType) {
             DType::U32 => *tile.cast() = int as u32,
             DType::U8 | DType::Bool => *tile = int as u8,
             _ => *tile.cast() = float as f32,
-        }
-    }
-}
-
-/// # Safety
-/// `tile` holds more than `i` integers of `dtype`.
-unsafe fn read_index(tile: *const u8, dtype: DType, i: usize) -> i64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            DType::I64 => *tile.cast::<i64>().add(i),
-            DType::I32 => *tile.cast::<i32>().add(i) as i64,
-            DType::U32 => *tile.cast::<u32>().add(i) as i64,
-            _ => *tile.add(i) as i64,
         }
     }
 }

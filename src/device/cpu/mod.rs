@@ -2,6 +2,7 @@
 
 mod compile;
 mod exec;
+mod faults;
 mod gemm;
 mod isa;
 mod memory;
@@ -14,13 +15,14 @@ mod worker;
 
 pub use memory::{HostAlloc, HostMemory};
 
-pub(crate) use exec::Fault;
+pub(crate) use faults::Fault;
 pub(crate) use program::Program;
 
 use super::{BufferPool, DeviceInfo, PoolConfig, Storage};
 use crate::dtype::Element;
 use crate::graph::Scalar;
 use exec::Launch;
+use faults::Faults;
 use isa::Isa;
 use std::sync::{Mutex, PoisonError};
 
@@ -115,7 +117,6 @@ fn missing(isa: Isa) -> Vec<String> {
 /// # Errors
 /// An index that was out of range.
 pub(crate) fn launch(parts: &[(&Program, Vec<&Storage>)], params: &[Scalar]) -> Result<(), Fault> {
-    let fault = Mutex::new(None);
     let run = |part: usize| {
         let (program, buffers) = &parts[part];
         let pointers: Vec<*mut u8> = buffers.iter().map(|storage| storage.raw().as_ptr()).collect();
@@ -124,16 +125,19 @@ pub(crate) fn launch(parts: &[(&Program, Vec<&Storage>)], params: &[Scalar]) -> 
         // program was compiled for it and no other part reads that. The engine's lock keeps other
         // evaluations out, and what is written is in no tensor's hands yet, or of a leaf that no tensor
         // can reach.
-        if let Err(found) = unsafe { Launch::new(program, &pointers, params) }.run() {
-            fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
-        }
+        unsafe { Launch::new(program, &pointers, params) }.run()
     };
+    if parts.len() == 1 {
+        return run(0);
+    }
+    let faults = Faults::default();
+    let run = |part: usize| run(part).unwrap_or_else(|fault| faults.report(fault));
     // Large parts share the threads inside; small ones are shared among them.
     let (large, small): (Vec<usize>, Vec<usize>) = (0..parts.len()).partition(|&i| parts[i].0.work() > LARGE_PART);
     large.into_iter().for_each(run);
     let work: usize = small.iter().map(|&i| parts[i].0.work()).sum();
     threads::for_each(small.len(), work > exec::PARALLEL_WORK, &|i| run(small[i]));
-    fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    faults.first()
 }
 
 /// Copies host values into fresh memory.

@@ -1,33 +1,32 @@
 //! Sums by index: what gathers become in a backward pass. Each output element adds its terms in the
 //! order of the source, whatever the threads: these share the columns, never the terms of one.
 
-use super::exec::Fault;
+use super::faults::{Fault, Faults, read_index};
 use super::threads;
 use crate::dtype::DType;
 use crate::schedule::Scatter;
 use crate::shape::{Dims, position};
-use std::sync::{Mutex, PoisonError};
 
 /// Columns that one job takes.
 const COLUMNS: usize = 64;
 /// Elements from which on the work is shared.
 const PARALLEL: usize = 1 << 14;
 
-/// Zeros `out` and adds the source to it.
+/// Zeros `out` and adds the source to it, but for what an index out of range would add.
 ///
 /// # Safety
 /// The buffers are those that `scatter` describes, initialised but for `out`, which nobody else uses.
-pub unsafe fn run(scatter: &Scatter, source: *const u8, index: *const u8, out: *mut u8) -> Option<Fault> {
+pub unsafe fn run(scatter: &Scatter, source: *const u8, index: *const u8, out: *mut u8, faults: &Faults) {
     let (elements, dtype) = (Addresses { source, index, out }, scatter.source.dtype);
     // SAFETY: the caller's promise, in the dtype's type.
     unsafe {
         match dtype {
-            DType::F64 => add_up::<f64>(scatter, elements, |a, b| a + b),
-            DType::I64 => add_up::<i64>(scatter, elements, i64::wrapping_add),
-            DType::I32 => add_up::<i32>(scatter, elements, i32::wrapping_add),
-            DType::U32 => add_up::<u32>(scatter, elements, u32::wrapping_add),
-            DType::U8 | DType::Bool => add_up::<u8>(scatter, elements, u8::wrapping_add),
-            _ => add_up::<f32>(scatter, elements, |a, b| a + b),
+            DType::F64 => add_up::<f64>(scatter, elements, faults, |a, b| a + b),
+            DType::I64 => add_up::<i64>(scatter, elements, faults, i64::wrapping_add),
+            DType::I32 => add_up::<i32>(scatter, elements, faults, i32::wrapping_add),
+            DType::U32 => add_up::<u32>(scatter, elements, faults, u32::wrapping_add),
+            DType::U8 | DType::Bool => add_up::<u8>(scatter, elements, faults, u8::wrapping_add),
+            _ => add_up::<f32>(scatter, elements, faults, |a, b| a + b),
         }
     }
 }
@@ -60,7 +59,7 @@ impl Addresses {
 
 /// # Safety
 /// As for [`run`]; T is the type of the source's dtype.
-unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T, T) -> T) -> Option<Fault> {
+unsafe fn add_up<T: Copy>(scatter: &Scatter, at: Addresses, faults: &Faults, add: fn(T, T) -> T) {
     let Scatter { extents, axis, source, index, out, limit, node, .. } = scatter;
     let (mut loops, mut from, mut by, mut to) = (*extents, source.strides, index.strides, *out);
     let (terms, from_step, by_step, to_step) =
@@ -72,7 +71,6 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
     let columns = last.map_or(1, |at| loops.remove(at));
     let rows: usize = loops.iter().product();
     let stretches = columns.div_ceil(COLUMNS);
-    let fault = Mutex::new(None);
     // SAFETY: zero bytes are zero in every type; the output is as large as its outermost stride says.
     unsafe { zero::<T>(scatter, at) };
     threads::for_each(rows * stretches, extents.iter().product::<usize>() > PARALLEL, &|job| {
@@ -87,8 +85,7 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
                     let by_at = index.offset + start[1] + term * by_step + column * by_column;
                     let i = read_index(at.index(), index.dtype, by_at);
                     if !(0..*limit as i64).contains(&i) {
-                        let found = Fault { index: i, limit: *limit, node: *node };
-                        fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(found);
+                        faults.report(Fault { index: i, limit: *limit, node: *node });
                         continue;
                     }
                     let from_at = source.offset + start[0] + term * from_step + column * from_column;
@@ -99,7 +96,6 @@ unsafe fn add_up<T: Copy + Default>(scatter: &Scatter, at: Addresses, add: fn(T,
             }
         }
     });
-    fault.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// # Safety
@@ -111,18 +107,4 @@ unsafe fn zero<T>(scatter: &Scatter, at: Addresses) {
         // SAFETY: blocks lie inside the output and do not overlap.
         unsafe { at.out::<u8>().add(block * BLOCK).write_bytes(0, BLOCK.min(bytes - block * BLOCK)) };
     });
-}
-
-/// # Safety
-/// `memory` holds an integer of `dtype` at position `at`.
-unsafe fn read_index(memory: *const u8, dtype: DType, at: isize) -> i64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            DType::I64 => *memory.cast::<i64>().offset(at),
-            DType::I32 => *memory.cast::<i32>().offset(at) as i64,
-            DType::U32 => *memory.cast::<u32>().offset(at) as i64,
-            _ => *memory.offset(at) as i64,
-        }
-    }
 }

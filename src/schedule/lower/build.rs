@@ -157,19 +157,14 @@ fn each_once(extents: &[usize], strides: &[isize], numel: usize) -> bool {
 }
 
 fn level(op: &ValueOp, values: &[Value], guards: &[Guard], rows: bool) -> Level {
-    let of_reach = |reach: &Reach| match reach {
-        r if r.inner.iter().any(|&s| s != 0) => Level::Element,
-        r if r.outer.iter().any(|&s| s != 0) => Level::Row,
-        _ => Level::Uniform,
-    };
     let below = op.operands().map(|v| values[v as usize].level).max().unwrap_or(Level::Uniform);
     let level = match op {
-        ValueOp::Load { reach, .. } | ValueOp::Index { reach } => of_reach(reach),
+        ValueOp::Load { reach, .. } | ValueOp::Index { reach } => reach.level(),
         ValueOp::Padded { reach, first, count, .. } => {
             let guards = &guards[*first as usize..(first + count) as usize];
-            guards.iter().map(|g| of_reach(&g.coordinate)).fold(of_reach(reach), Level::max)
+            guards.iter().map(|g| g.coordinate.level()).fold(reach.level(), Level::max)
         }
-        ValueOp::Gather { reach, .. } => of_reach(reach).max(below),
+        ValueOp::Gather { reach, .. } => reach.level().max(below),
         ValueOp::Reduce { .. } => Level::Row,
         ValueOp::Finish { .. } => Level::Uniform,
         ValueOp::Accumulator => Level::Element,

@@ -1,12 +1,13 @@
 //! Reading through indices.
 
-use crate::oracle::{Array, assert_equal, dtypes, on_every_device};
+use crate::oracle::{Array, Value, assert_close, assert_equal, dtypes, on_every_device, position, wrapped};
 use tensorlogic::{DType, Device, Tensor};
 
 on_every_device! {
     slices_are_selected,
     elements_are_gathered,
     embeddings,
+    terms_are_added_where_indices_say,
     indices_out_of_range_are_errors,
     operands_are_checked,
 }
@@ -21,7 +22,7 @@ fn some_indices(dtype: DType, dims: &[usize], size: usize) -> Array {
 
 /// The index that `array` holds at `at`.
 fn held(array: &Array, at: &[usize]) -> usize {
-    array.values[crate::oracle::position(&array.dims, at)].int() as usize
+    array.values[position(&array.dims, at)].int() as usize
 }
 
 /// An index with one part replaced.
@@ -103,6 +104,62 @@ fn embeddings(device: &Device) {
     }
 }
 
+/// `scatter_add` and, where the indices are the same in every slice, `index_add`: against a loop over the
+/// terms. Narrow floats are summed in f32 and rounded once.
+fn terms_are_added_where_indices_say(device: &Device) {
+    const CASES: [(&[usize], usize, &[usize]); 7] = [
+        (&[5], 0, &[33]),
+        (&[4, 3], 0, &[31, 3]),
+        (&[4, 3], 1, &[2, 7]),
+        (&[6, 130], 0, &[300, 130]),
+        (&[3, 4, 65], 1, &[2, 9, 33]),
+        (&[70, 2, 3], 2, &[70, 1, 40]),
+        (&[4, 3], 0, &[0, 3]),
+    ];
+    for dtype in dtypes(device, |dtype| dtype != DType::Bool) {
+        for (index_dtype, (dims, dim, shape)) in
+            INDEX_DTYPES.into_iter().flat_map(|dtype| CASES.map(|case| (dtype, case)))
+        {
+            let (x, terms) = (Array::tame(dtype, dims, 74), Array::tame(dtype, shape, 75));
+            let added = |index: &Array| {
+                let mut sums = x.values.clone();
+                let mut sizes: Vec<f64> = sums.iter().map(|v| v.float().abs()).collect();
+                for at in crate::oracle::indices(shape) {
+                    let (from, to) = (position(shape, &at), position(dims, &with(&at, dim, held(index, &at))));
+                    sizes[to] += terms.values[from].float().abs();
+                    sums[to] = match (sums[to], terms.values[from]) {
+                        (Value::Float(a), Value::Float(b)) => Value::Float(a + b),
+                        (a, b) => wrapped(a.int() + b.int(), dtype),
+                    };
+                }
+                (Array::new(dtype, dims, sums), sizes)
+            };
+            let what = |name| format!("{name} of {shape:?} to {dtype} {dims:?} along {dim} by {index_dtype}");
+            let (tensor, source) = (x.upload(device), terms.upload(device));
+
+            let index = some_indices(index_dtype, shape, dims[dim]);
+            let (want, sizes) = added(&index);
+            let slack = |i: usize| crate::oracle::sum_slack(sizes[i], dtype);
+            let got = tensor.scatter_add(dim, &index.upload(device), &source);
+            assert_close(what("scatter_add"), got, &want, slack);
+            let turned = source.t().and_then(|x| x.contiguous()?.t());
+            let got = turned.and_then(|source| tensor.scatter_add(dim, &index.upload(device), &source));
+            assert_close(what("scatter_add of a view"), got, &want, slack);
+
+            // One index a slice, as an array of the shape of the terms.
+            let line = some_indices(index_dtype, &[shape[dim]], dims[dim]);
+            let fits = (0..dims.len()).all(|i| i == dim || shape[i] == dims[i]);
+            if fits {
+                let (want, sizes) = added(&line.pick(shape, |at| vec![at[dim]]));
+                let got = tensor.index_add(dim, &line.upload(device), &source);
+                assert_close(what("index_add"), got, &want, |i| crate::oracle::sum_slack(sizes[i], dtype));
+            } else {
+                assert!(tensor.index_add(dim, &line.upload(device), &source).is_err());
+            }
+        }
+    }
+}
+
 fn indices_out_of_range_are_errors(device: &Device) {
     let x = Tensor::arange(0f32, 12.0, device).unwrap().reshape([4, 3]).unwrap();
     for bad in [4, -1, i64::MAX, i64::MIN] {
@@ -112,6 +169,8 @@ fn indices_out_of_range_are_errors(device: &Device) {
             ("index_select", x.index_select(0, &index)),
             ("gather", x.gather(0, &table)),
             ("embedding", x.embedding(&index)),
+            ("scatter_add", x.scatter_add(0, &table.expand([3, 3]).unwrap(), &x.narrow(0, 0, 3).unwrap())),
+            ("index_add", x.index_add(0, &index, &x.narrow(0, 0, 3).unwrap())),
         ] {
             let error = result.unwrap().to_vec::<f32>().unwrap_err().to_string();
             let (found, size) = (format!("index {bad} "), "size 4");
@@ -131,4 +190,8 @@ fn operands_are_checked(device: &Device) {
     assert!(x.gather(0, &vector).is_err() && x.gather(0, &zeros(&[2, 4], DType::I64)).is_err());
     assert!(zeros(&[4], DType::F32).embedding(&vector).is_err());
     assert!(zeros(&[0, 3], DType::F32).index_select(0, &vector).is_err(), "nothing to index");
+    let terms = zeros(&[2, 3], DType::F32);
+    assert!(x.scatter_add(0, &matrix, &terms).is_err(), "an index for each term");
+    assert!(x.scatter_add(0, &terms, &terms).is_err() && x.index_add(0, &matrix, &terms).is_err());
+    assert!(x.index_add(0, &vector, &zeros(&[2, 3], DType::F64)).is_err(), "dtypes differ");
 }

@@ -1,11 +1,11 @@
 //! The integration tests, as one binary.
 
-mod autograd;
 mod bad_input;
 mod creation;
 mod digits;
 mod display;
 mod engine;
+mod fashion;
 mod fusion;
 mod fuzz;
 mod gradients;

@@ -91,6 +91,26 @@ fn a_loss_that_is_read_costs_no_second_forward_pass() -> Result<()> {
 }
 
 #[test]
+fn a_loss_that_is_read_first_has_the_same_gradients() -> Result<()> {
+    let vars = [variable(&[32, 64], 0)?, variable(&[64, 10], 1)?, variable(&[10], 2)?];
+    let classes = Tensor::zeros(32, DType::I64, &Device::cpu())?;
+    let bits = |read: bool| -> Result<Vec<Vec<f32>>> {
+        let [x, w, b] = [0, 1, 2].map(|i| vars[i].tensor());
+        let loss = (x.matmul(&w)? + b)?.gelu()?.cross_entropy(&classes)?;
+        if read {
+            loss.item::<f32>()?;
+        }
+        let gradients = loss.backward()?;
+        let found: Vec<&Tensor> = vars.iter().filter_map(|var| gradients.get(var)).collect();
+        assert_eq!(found.len(), 3);
+        eval(&found)?;
+        found.into_iter().map(Tensor::to_vec).collect()
+    };
+    assert_eq!(bits(false)?, bits(true)?);
+    Ok(())
+}
+
+#[test]
 fn a_step_over_many_parameters_is_one_launch() -> Result<()> {
     let vars = (1..40).map(|i| variable(&[i, 3 + i % 5], i)).collect::<Result<Vec<Var>>>()?;
     let step = |kernels: &mut dyn FnMut(tensorlogic::Gradients) -> Result<()>| -> Result<u64> {

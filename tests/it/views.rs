@@ -18,6 +18,8 @@ on_every_device! {
     parts_join,
     equal_shapes_stack,
     parts_split,
+    zeros_surround,
+    windows_slide,
     impossible_views_are_refused,
 }
 
@@ -350,6 +352,97 @@ fn parts_split(device: &Device) {
     let none = Tensor::zeros([0, 3], DType::F16, device).unwrap();
     assert_eq!(none.split(2, 0).unwrap().iter().map(Tensor::dims).collect::<Vec<_>>(), [[0, 3]]);
     assert_eq!(none.chunk(2, 0).unwrap().len(), 1);
+}
+
+/// Padding, alone, of views and results, and seen through views and folds.
+fn zeros_surround(device: &Device) {
+    type Sides = &'static [(usize, usize)];
+    const CASES: [(&[usize], Sides); 8] = [
+        (&[5], &[(2, 3)]),
+        (&[1], &[(0, 1030)]),
+        (&[33], &[(31, 0)]),
+        (&[4, 3], &[(1, 2), (0, 0)]),
+        (&[4, 3], &[(0, 1), (3, 2)]),
+        (&[2, 3, 31], &[(1, 1), (0, 0), (1, 2)]),
+        (&[2, 2, 2, 2], &[(1, 0), (0, 1), (1, 1), (2, 0)]),
+        (&[3, 0], &[(1, 1), (2, 2)]),
+    ];
+    for dtype in dtypes(device, |_| true) {
+        for (dims, padding) in CASES {
+            let x = Array::wild(dtype, dims, 91);
+            let size = |i: usize| dims[i] + padding[i].0 + padding[i].1;
+            let shape: Vec<usize> = (0..dims.len()).map(size).collect();
+            let zero = if dtype.is_float() { Value::Float(0.0) } else { Value::Int(0) };
+            let value = |at: Vec<usize>| {
+                let inside = at.iter().zip(padding).map(|(&i, &(before, _))| i.wrapping_sub(before));
+                let inside: Vec<usize> = inside.collect();
+                let holds = inside.iter().zip(dims).all(|(&i, &size)| i < size);
+                if holds { x.values[position(dims, &inside)] } else { zero }
+            };
+            let want = Array::new(dtype, &shape, indices(&shape).map(value).collect());
+            let what = |how: &str| format!("{dtype} {dims:?} in {padding:?}{how}");
+            let tensor = x.upload(device);
+            assert_equal(what(""), tensor.pad(padding), &want);
+            let turned = tensor.t().and_then(|x| x.contiguous()?.t()?.pad(padding));
+            assert_equal(what(", of a view"), turned, &want);
+            let backwards = tensor.pad(padding).and_then(|x| x.slice(-1, .., -1)?.contiguous()?.slice(-1, .., -1));
+            assert_equal(what(", read backwards"), backwards, &want);
+            if dtype.is_float() {
+                let computed = tensor.neg().and_then(|x| x.pad(padding)?.neg()?.abs()).and_then(|x| x.max_all());
+                assert_equal(what(", folded"), computed, &evaluated_max(&want));
+            }
+        }
+    }
+    let x = Tensor::zeros((2, 3), DType::F32, device).unwrap();
+    let message = x.pad(&[(1, 1)]).unwrap_err().to_string();
+    assert!(message.contains("1 pairs of padding"), "{message}");
+    assert!(x.pad(&[(usize::MAX, 1), (0, 0)]).is_err());
+}
+
+/// The largest of the absolute values; NaN if any is.
+fn evaluated_max(x: &Array) -> Array {
+    let larger = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
+    Array::floats(x.dtype, &[], [x.values.iter().map(|v| v.float().abs()).fold(0.0, larger)])
+}
+
+/// Sliding windows, of tensors and of views, in one dimension and in two.
+fn windows_slide(device: &Device) {
+    const CASES: [(&[usize], usize, usize, usize); 7] = [
+        (&[7], 0, 3, 1),
+        (&[7], 0, 7, 2),
+        (&[33], 0, 2, 5),
+        (&[4, 9], 1, 4, 2),
+        (&[9, 4], 0, 4, 3),
+        (&[2, 31, 3], 1, 5, 1),
+        (&[1040], 0, 3, 1),
+    ];
+    for dtype in dtypes(device, |_| true) {
+        for (dims, dim, size, step) in CASES {
+            let x = Array::wild(dtype, dims, 92);
+            let mut shape = dims.to_vec();
+            shape[dim] = (dims[dim] - size) / step + 1;
+            shape.push(size);
+            let want = x.pick(&shape, |at| {
+                let mut source = at[..dims.len()].to_vec();
+                source[dim] = at[dim] * step + at[dims.len()];
+                source
+            });
+            let what = |how: &str| format!("windows of {size} every {step} along {dim} of {dtype} {dims:?}{how}");
+            let tensor = x.upload(device);
+            assert_equal(what(""), tensor.unfold(dim, size, step), &want);
+            let turned = tensor.t().and_then(|x| x.contiguous()?.t()?.unfold(dim, size, step)?.contiguous());
+            assert_equal(what(", of a view, copied"), turned, &want);
+        }
+    }
+    let x = Tensor::arange(0f32, 35.0, device).unwrap().reshape((5, 7)).unwrap();
+    let sums = x.unfold(0, 2, 1).unwrap().unfold(1, 3, 2).unwrap().sum([-2, -1]).unwrap().to_vec2::<f32>().unwrap();
+    let sum =
+        |i: usize, j: usize| (0..2).flat_map(|r| (0..3).map(move |c| (7 * (i + r) + 2 * j + c) as f32)).sum::<f32>();
+    let want: Vec<Vec<f32>> = (0..4).map(|i| (0..3).map(|j| sum(i, j)).collect()).collect();
+    assert_eq!(sums, want);
+    for (size, step) in [(0, 1), (1, 0), (8, 1)] {
+        assert!(x.unfold(1, size, step).is_err(), "{size} every {step}");
+    }
 }
 
 fn impossible_views_are_refused(device: &Device) {

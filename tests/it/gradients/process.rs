@@ -1,36 +1,28 @@
 //! What whole processes show: kernels that ran, plans that were made, memory in use.
 
 use super::numbers;
-use std::process::Command;
+use crate::process::{child, is_child};
 use tensorlogic::testing::{counters, kernel_count};
 use tensorlogic::{DType, Device, Gradients, Result, Tensor, Var, eval, no_grad};
 
-/// Set in the child process.
-const CHILD: &str = "TL_TEST_CHILD";
-
-/// Runs the hidden tests of this file one after another, in a process of their own.
+/// Runs the hidden tests of this file, each in a process of its own.
 #[test]
 fn alone() {
-    let (_, module) = module_path!().split_once("::").expect("tests live in modules");
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--test-threads=1", &format!("{module}::")])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("4 passed"), "{text}");
+    hidden::NAMES.iter().for_each(|name| {
+        child(&format!("gradients::process::hidden::{name}"), &[]);
+    });
 }
 
 /// Makes hidden tests of functions.
 macro_rules! hidden {
     ($($name:ident),+ $(,)?) => {
         mod hidden {
+            pub const NAMES: &[&str] = &[$(stringify!($name)),+];
             $(
                 #[test]
                 #[ignore = "counts what the whole process does"]
                 fn $name() -> tensorlogic::Result<()> {
-                    if std::env::var_os(super::CHILD).is_some() { super::$name() } else { Ok(()) }
+                    if super::is_child() { super::$name() } else { Ok(()) }
                 }
             )+
         }

@@ -1,0 +1,173 @@
+//! The seam: what a GPU driver does. Everything that can live above it does, in this folder.
+//!
+//! A driver has one queue. What is asked of it runs in the order of the calls as far as its effects
+//! can tell, except that dispatches with no [`Driver::barrier`] between them may overlap. Calls come
+//! from one thread at a time (the runtime's lock), but for those whose comment says otherwise.
+
+use crate::device::DeviceInfo;
+use std::time::Duration;
+
+/// Where a piece of device memory lies, as its driver understands it. An address that the driver gave
+/// out plus a byte offset inside that allocation is an address, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Address(pub u64);
+
+/// A kernel that is ready to run. Never given back: the runtime's cache bounds how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Function(pub u64);
+
+/// Names the work up to a commit. Later commits have greater tickets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Ticket(pub u64);
+
+/// A point in the queue whose time the device notes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mark(pub u64);
+
+/// What kernels and the runtime have to keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Threads of a group.
+    pub threads: usize,
+    /// Bytes of threadgroup memory that a kernel may declare.
+    pub threadgroup_bytes: usize,
+    /// Buffers that a dispatch may bind, its arguments among them.
+    pub buffers: usize,
+    /// Bytes of arguments that a dispatch may carry.
+    pub argument_bytes: usize,
+    /// Groups that run at once, about: cores times the groups of a core.
+    pub parallel_groups: usize,
+    /// Dispatches after which the runtime commits without being asked; 0 where every dispatch starts at
+    /// once anyway.
+    pub batch: usize,
+    /// Whether products of f16 matrices in shaders use the matrix units through `simdgroup_matrix`.
+    pub matrix_units: bool,
+}
+
+/// One run of a kernel. Groups and threads are counted along one to three dimensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dispatch<'a> {
+    pub function: Function,
+    /// The kernel's name, for messages.
+    pub name: &'a str,
+    pub groups: [u32; 3],
+    /// Threads of a group: at most [`Limits::threads`], a multiple of 32, along one dimension.
+    pub threads: u32,
+    /// Bound at `[[buffer(0)]]` and up.
+    pub buffers: &'a [Address],
+    /// The kernel's `constant Args&`, bound behind the buffers; empty if it has none.
+    pub args: &'a [u8],
+    /// Memory that the kernel reaches through addresses inside `args`.
+    pub indirect: &'a [Address],
+}
+
+/// What a library's matrix product does to its sums before it stores them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Activation {
+    None,
+    Relu,
+    /// The tanh form.
+    Gelu,
+}
+
+/// A batch of matrix products for a vendor's library: `out = activation(a b + bias)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LibraryProduct {
+    /// Of `a` and `b`: f16, bf16 or f32; sums are f32.
+    pub dtype: crate::DType,
+    pub out_dtype: crate::DType,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub batch: usize,
+    pub a: Matrix,
+    pub b: Matrix,
+    /// Row-major, dense.
+    pub out: Matrix,
+    /// `n` values of `out_dtype`, added to each row.
+    pub bias: Option<Address>,
+    pub activation: Activation,
+}
+
+/// One operand of a product; strides in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub address: Address,
+    pub row_stride: isize,
+    pub col_stride: isize,
+    pub batch_stride: isize,
+}
+
+/// Why a driver could not do something, in the words of the system below it.
+pub(crate) type DriverResult<T> = Result<T, String>;
+
+/// A GPU, or what stands in for one.
+pub(crate) trait Driver: Send + Sync {
+    /// `cuda:0`, for example.
+    fn name(&self) -> String;
+
+    fn info(&self) -> DeviceInfo;
+
+    fn limits(&self) -> Limits;
+
+    /// Memory of at least `bytes` bytes, aligned to 256, with unspecified contents; `None` when there is
+    /// none to be had. From any thread.
+    fn alloc(&self, bytes: usize) -> Option<Address>;
+
+    /// Takes memory back, once all work that was asked for before has run. From any thread.
+    fn free(&self, address: Address, bytes: usize);
+
+    /// Which compiler, and for which chip: part of the key of what is cached on disk.
+    fn compiler(&self) -> String;
+
+    /// Compiles Metal Shading Language to what [`Driver::load`] takes. From any thread, several at once.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    fn compile(&self, source: &str) -> DriverResult<Vec<u8>>;
+
+    /// Makes the kernel `name` of a compiled source ready. From any thread.
+    fn load(&self, binary: &[u8], name: &str) -> DriverResult<Function>;
+
+    /// Runs a kernel, some time.
+    fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()>;
+
+    /// What is asked for from here on sees the effects of all that was asked for before.
+    fn barrier(&self);
+
+    /// Copies host bytes to the device, in queue order. When it returns, `bytes` may change.
+    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()>;
+
+    /// Copies device memory to the host, in queue order, and waits for it.
+    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()>;
+
+    /// Copies `bytes` bytes from one piece of device memory to another, which it does not overlap.
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()>;
+
+    /// Sets `bytes` bytes to zero.
+    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()>;
+
+    /// Sends off what has been asked for. The ticket names it.
+    fn commit(&self) -> DriverResult<Ticket>;
+
+    /// Whether all work up to the ticket has run. From any thread.
+    fn is_done(&self, ticket: Ticket) -> bool;
+
+    /// Waits until all work up to the ticket has run. From any thread, while others submit.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn wait(&self, ticket: Ticket) -> DriverResult<()>;
+
+    /// Notes the time at this point of the queue.
+    fn mark(&self) -> DriverResult<Mark>;
+
+    /// The device's time between two marks, once both have passed. Gives the marks back.
+    fn elapsed(&self, from: Mark, to: Mark) -> DriverResult<Duration>;
+
+    /// Multiplies by the vendor's library; `false` if there is none, or none for this product.
+    fn library_product(&self, product: &LibraryProduct) -> DriverResult<bool> {
+        let _ = product;
+        Ok(false)
+    }
+}

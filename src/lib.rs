@@ -24,6 +24,7 @@ extern crate self as tensorlogic;
 struct Readme;
 
 pub mod autograd;
+mod codegen;
 pub mod data;
 pub mod device;
 pub mod dtype;

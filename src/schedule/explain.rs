@@ -98,7 +98,7 @@ fn flops(kernel: &Kernel) -> usize {
             weight * [1, rows, elements][level as usize]
         })
         .sum();
-    let of_product = kernel.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.a.starts.len());
+    let of_product = kernel.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.products());
     let of_scatter = kernel.scatter.as_ref().map_or(0, |s| s.extents.iter().product());
     of_values + of_product + of_scatter
 }

@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use crate::graph::Random;
 use crate::ops::{Elementwise, Reduction};
-use crate::shape::{Dims, Strides};
+use crate::shape::{Dims, Strides, position};
 
 /// A kernel: for each combination of the outer loops, a row of the inner ones.
 ///
@@ -179,17 +179,33 @@ pub(crate) struct Gemm {
     pub n: usize,
     pub k: usize,
     pub dtype: DType,
+    /// Loops over the batch.
+    pub batch: Dims<usize>,
     pub a: Operand,
     pub b: Operand,
 }
 
-/// One side of a product: strides in elements, and where each matrix of the batch starts.
+/// One side of a product; strides in elements.
 #[derive(Clone, Debug)]
 pub(crate) struct Operand {
     pub node: u32,
     pub row_stride: isize,
     pub col_stride: isize,
-    pub starts: Vec<isize>,
+    /// Along the loops over the batch.
+    pub batch: Strides,
+    pub offset: isize,
+}
+
+impl Gemm {
+    /// The number of products.
+    pub fn products(&self) -> usize {
+        self.batch.iter().product()
+    }
+
+    /// Where each matrix of an operand starts.
+    pub fn starts(&self, operand: &Operand) -> Vec<isize> {
+        (0..self.products()).map(|i| operand.offset + position(i, &self.batch, &operand.batch)).collect()
+    }
 }
 
 impl Kernel {

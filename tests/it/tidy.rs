@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate and the layer each belongs to; a file may name its own layer and lower ones.
-const LAYERS: [(&str, u32); 16] = [
+const LAYERS: [(&str, u32); 17] = [
     ("error", 0),
     ("dtype", 0),
     ("shape", 0),
     ("ops", 1),
-    ("device", 3), // consumes kernels, which layer 3 makes
+    ("codegen", 4),
+    ("device", 4), // consumes kernels, which layers 3 and 4 make
     ("graph", 2),
     ("schedule", 3),
     ("engine", 5),

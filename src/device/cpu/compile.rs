@@ -114,6 +114,8 @@ impl<'k> Compiler<'k> {
         let gemm = kernel.gemm.as_ref().map(|gemm| Product {
             a: self.buffer(gemm.a.node),
             b: self.buffer(gemm.b.node),
+            a_starts: gemm.starts(&gemm.a),
+            b_starts: gemm.starts(&gemm.b),
             gemm: gemm.clone(),
             accumulator: kernel.values.iter().position(|v| matches!(v.op, ValueOp::Accumulator)).map(|v| v as u32),
             isa: self.isa,

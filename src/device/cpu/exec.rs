@@ -416,8 +416,8 @@ impl<'p> Launch<'p> {
             k: product.gemm.k,
             a: side(&product.gemm.a, product.a),
             b: side(&product.gemm.b, product.b),
-            a_offsets: &product.gemm.a.starts,
-            b_offsets: &product.gemm.b.starts,
+            a_offsets: &product.a_starts,
+            b_offsets: &product.b_starts,
             isa: product.isa,
         };
         let sink: Sink<T> = &|batch, row, col, sums| self.epilogue(product, batch, row, col, sums);

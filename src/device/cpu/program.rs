@@ -95,6 +95,9 @@ pub struct Product {
     pub gemm: Gemm,
     pub a: usize,
     pub b: usize,
+    /// Where the matrices of the batch start.
+    pub a_starts: Vec<isize>,
+    pub b_starts: Vec<isize>,
     /// The value that stands for the sums.
     pub accumulator: Option<u32>,
     pub isa: Isa,

@@ -43,19 +43,16 @@ impl Lowering<'_, '_> {
         let row_stride = a_over.remove(last);
         b_over.remove(last);
         debug_assert!(shared || rows == m);
-        let a = Operand {
-            node: a_node,
-            row_stride,
-            col_stride: a_dims[a_dims.len() - 1],
-            starts: starts(&extents, &a_over, a_offset),
-        };
+        let a =
+            Operand { node: a_node, row_stride, col_stride: a_dims[a_dims.len() - 1], batch: a_over, offset: a_offset };
         let b = Operand {
             node: b_node,
             row_stride: b_dims[b_dims.len() - 2],
             col_stride: b_dims[b_dims.len() - 1],
-            starts: starts(&extents, &b_over, b_offset),
+            batch: b_over,
+            offset: b_offset,
         };
-        Gemm { m: rows, n, k, dtype: entry.node.dtype, a, b }
+        Gemm { m: rows, n, k, dtype: entry.node.dtype, batch: extents, a, b }
     }
 }
 
@@ -66,13 +63,4 @@ fn merge_batch(extents: &mut Dims<usize>, a: &mut Strides, b: &mut Strides) {
     if merged.len() == 1 {
         (*extents, *a, *b) = (merged, a_merged, b_merged);
     }
-}
-
-/// Where each matrix of a batch starts.
-fn starts(extents: &[usize], strides: &[isize], offset: isize) -> Vec<isize> {
-    let mut starts = vec![offset];
-    for (&extent, &stride) in extents.iter().zip(strides) {
-        starts = starts.iter().flat_map(|&s| (0..extent as isize).map(move |i| s + i * stride)).collect();
-    }
-    starts
 }

@@ -1,0 +1,133 @@
+//! A kernel's `constant Args&`: names, types and values of its fields.
+
+use crate::codegen::Binding;
+use crate::dtype::DType;
+
+/// The type of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    Int,
+    Uint,
+    Long,
+    Float,
+    /// An address, of this pointer type.
+    Pointer(String),
+    /// A `TlMatmul`.
+    Matmul,
+}
+
+impl Field {
+    fn size(&self) -> usize {
+        match self {
+            Field::Long | Field::Pointer(_) => 8,
+            Field::Matmul => 48,
+            _ => 4,
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Field::Int => "int",
+            Field::Uint => "uint",
+            Field::Long => "long",
+            Field::Float => "float",
+            Field::Pointer(text) => text,
+            Field::Matmul => "TlMatmul",
+        }
+    }
+
+    /// What holds a scalar of a dtype.
+    pub fn of(class: DType) -> Field {
+        match class {
+            DType::F32 => Field::Float,
+            DType::I64 => Field::Long,
+            DType::I32 => Field::Int,
+            _ => Field::Uint,
+        }
+    }
+}
+
+/// What a field holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fill {
+    /// A number that the plan knows.
+    Known(i64),
+    /// A scalar input of the plan, as this dtype.
+    Param(u32, DType),
+    /// A product's strides (of a, then of b: rows, columns) and sizes (m, n, k).
+    Product([i64; 4], [u32; 3]),
+    /// The tag under which an index out of `0..limit` is reported; the node asked for it.
+    Tag { node: u32, limit: usize },
+    /// The address of a buffer.
+    Address(Binding),
+}
+
+/// A part of the bytes that is filled in when the kernel runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Patch {
+    pub at: usize,
+    pub fill: Fill,
+}
+
+/// The fields of one kernel, in order of appearance.
+#[derive(Default)]
+pub(super) struct Fields(Vec<(String, Field, Fill)>);
+
+impl Fields {
+    /// Adds a field, if there is none of the name; gives its name in the kernel.
+    pub fn add(&mut self, name: impl Into<String>, field: Field, fill: Fill) -> String {
+        let name = name.into();
+        let text = format!("args.{name}");
+        if !self.0.iter().any(|(n, ..)| *n == name) {
+            self.0.push((name, field, fill));
+        }
+        text
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The fields as they lie: those of eight bytes first, so that no compiler pads between them.
+    fn sorted(&self) -> impl Iterator<Item = &(String, Field, Fill)> {
+        let of = |wide: bool| self.0.iter().filter(move |(_, field, _)| (field.size() > 4) == wide);
+        of(true).chain(of(false))
+    }
+
+    /// The struct's definition.
+    pub fn text(&self) -> String {
+        let mut text = String::from("struct Args {\n");
+        for (name, field, _) in self.sorted() {
+            text += &format!("    {} {name};\n", field.text());
+        }
+        text + "};\n"
+    }
+
+    /// Bytes of the struct.
+    pub fn size(&self) -> usize {
+        let bytes: usize = self.0.iter().map(|(_, field, _)| field.size()).sum();
+        let wide = self.0.iter().any(|(_, field, _)| field.size() > 4);
+        if wide { bytes.next_multiple_of(8) } else { bytes }
+    }
+
+    /// The struct's bytes, and what is left to fill in.
+    pub fn bytes(&self) -> (Vec<u8>, Vec<Patch>) {
+        let (mut bytes, mut patches) = (Vec::with_capacity(self.size()), Vec::new());
+        for (_, field, fill) in self.sorted() {
+            match (fill, field.size()) {
+                (Fill::Known(value), 8) => bytes.extend(value.to_le_bytes()),
+                (Fill::Known(value), _) => bytes.extend((*value as i32).to_le_bytes()),
+                (Fill::Product(strides, sizes), _) => {
+                    bytes.extend(strides.iter().flat_map(|s| s.to_le_bytes()));
+                    bytes.extend(sizes.iter().chain(&[0]).flat_map(|s| s.to_le_bytes()));
+                }
+                (fill, size) => {
+                    patches.push(Patch { at: bytes.len(), fill: fill.clone() });
+                    bytes.resize(bytes.len() + size, 0);
+                }
+            }
+        }
+        bytes.resize(self.size(), 0);
+        (bytes, patches)
+    }
+}

@@ -1,0 +1,36 @@
+struct Args {
+    int rows;
+    int n;
+    int v0_at;
+    int v0_i0;
+    int o0_at;
+};
+kernel void rows_argmax(device const int* b0 [[buffer(0)]],
+                        device long* b1 [[buffer(1)]],
+                        constant Args& args [[buffer(2)]],
+                        uint3 group [[threadgroup_position_in_grid]],
+                        uint thread [[thread_index_in_threadgroup]]) {
+    threadgroup TlBest<int> team_TlBest_int_[256];
+    const int column = int(group.x) * 32 + int(thread % 32);
+    const uint slice = thread / 32;
+    const bool live = column < args.rows;
+    const int row = live ? column : args.rows - 1;
+    const bool first = live && slice == 0;
+    const int r0 = row;
+    TlBest<int> f1 = TlArgMax<int>::empty();
+    const int end1 = args.n;
+    for (int j = int(slice); j < end1; j += 8) {
+        if (live) {
+            const int x0 = j;
+            const int v0 = int(b0[args.v0_at + r0 + x0 * args.v0_i0]);
+            f1 = TlArgMax<int>::both(f1, TlArgMax<int>::at(v0, long(j) + long(0)));
+        }
+    }
+    f1 = tl_fold_slices<TlArgMax<int>>(f1, team_TlBest_int_, thread, 32, 8);
+    const long v1 = f1.index;
+    if (first) {
+        b1[args.o0_at + r0] = long(v1);
+    }
+}
+// rows_argmax: [2, 1, 1] groups of 256 threads
+

@@ -3,6 +3,8 @@
 pub mod buffer_pool;
 pub mod cpu;
 pub(crate) mod gpu;
+#[cfg(feature = "soft-metal")]
+pub(crate) mod soft_metal;
 
 pub use buffer_pool::{BufferPool, BufferPoolStats, PoolConfig};
 

@@ -1,0 +1,217 @@
+//! The queue: what was asked for runs on a thread of its own, in order, as a GPU's would.
+
+use super::check::Region;
+use super::compile::Kernel;
+use super::fault::{Fault, FaultKind};
+use super::hooks::STATE;
+use super::memory::Memory;
+use super::run::{Launch, Runner};
+use super::shadow::Shadow;
+use super::{DispatchTraffic, Shared};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+/// A dispatch that owns what it names.
+pub(super) struct Work {
+    pub kernel: Arc<Kernel>,
+    pub name: String,
+    pub groups: [u32; 3],
+    pub threads: u32,
+    pub buffers: Vec<usize>,
+    pub args: Vec<u8>,
+    pub indirect: Vec<usize>,
+}
+
+pub(super) enum Command {
+    Dispatch(Work),
+    Barrier,
+    Write { to: usize, bytes: Vec<u8> },
+    Read { from: usize, bytes: usize, into: Sender<Vec<u8>> },
+    Copy { from: usize, to: usize, bytes: usize },
+    Zero { to: usize, bytes: usize },
+    Free { address: usize, bytes: usize },
+    Mark(u64),
+    Commit(u64),
+}
+
+/// Runs commands until nobody can send any more.
+pub(super) fn serve(commands: Receiver<Command>, shared: &Shared, seed: u64) {
+    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new() };
+    for command in commands {
+        queue.execute(command);
+    }
+}
+
+struct Queue<'a> {
+    shared: &'a Shared,
+    runner: Runner,
+    /// Of each allocation that a dispatch has bound, by its start.
+    shadows: HashMap<usize, Shadow>,
+}
+
+impl Queue<'_> {
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Dispatch(work) => self.dispatch(&work),
+            Command::Barrier => STATE.with_borrow_mut(|s| s.checker.start_phase()),
+            Command::Write { to, bytes } => self.store("write", to, bytes.len(), |target| {
+                // SAFETY: `store` has found that many bytes at the target.
+                unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+            }),
+            Command::Zero { to, bytes } => self.store("zero", to, bytes, |target| {
+                // SAFETY: `store` has found that many bytes at the target.
+                unsafe { target.write_bytes(0, bytes) }
+            }),
+            Command::Copy { from, to, bytes } => {
+                if let Some(data) = self.load("copy", from, bytes) {
+                    self.execute(Command::Write { to, bytes: data });
+                }
+            }
+            Command::Read { from, bytes, into } => {
+                if let Some(data) = self.load("read", from, bytes) {
+                    // Whoever asked waits for it.
+                    let _ = into.send(data);
+                }
+            }
+            Command::Free { address, bytes } => {
+                self.shadows.remove(&address);
+                if !self.shared.memory().free(address, bytes) {
+                    self.fault("free", FaultKind::Unbound, format!("no allocation of {bytes} bytes at {address:#x}"));
+                }
+            }
+            Command::Mark(mark) => {
+                self.shared.progress().marks.insert(mark, Instant::now());
+                self.shared.moved.notify_all();
+            }
+            Command::Commit(ticket) => {
+                self.shared.progress().done = ticket;
+                self.shared.moved.notify_all();
+            }
+        }
+    }
+
+    fn fault(&self, what: &str, kind: FaultKind, detail: String) {
+        self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail }]);
+    }
+
+    /// The bytes at an address, if they all belong to one allocation.
+    fn load(&self, what: &str, from: usize, bytes: usize) -> Option<Vec<u8>> {
+        if !self.shared.memory().holds(from, bytes) {
+            self.fault(what, FaultKind::Unbound, format!("{bytes} bytes at {from:#x} belong to no allocation"));
+            return None;
+        }
+        // SAFETY: they lie in a live allocation, which only this thread frees or writes to.
+        Some(unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(from), bytes) }.to_vec())
+    }
+
+    /// Writes to an address, if all the bytes belong to one allocation.
+    fn store(&mut self, what: &str, to: usize, bytes: usize, write: impl FnOnce(*mut u8)) {
+        let found = self.shared.memory().find(to);
+        match found.filter(|(start, size)| bytes <= size - (to - start)) {
+            Some((start, _)) => {
+                write(std::ptr::with_exposed_provenance_mut(to));
+                if let Some(shadow) = self.shadows.get_mut(&start) {
+                    shadow.clear(to - start..to - start + bytes);
+                }
+            }
+            None => self.fault(what, FaultKind::Unbound, format!("{bytes} bytes at {to:#x} belong to no allocation")),
+        }
+    }
+
+    /// Binds the allocations that a dispatch names. `None` if there is one that is not there.
+    fn bind(&mut self, work: &Work) -> Option<Vec<Region>> {
+        let mut regions: Vec<Region> = Vec::new();
+        let named = work.buffers.iter().enumerate().map(|(n, &a)| (format!("buffer {n}"), a));
+        let indirect = work.indirect.iter().enumerate().map(|(n, &a)| (format!("indirect {n}"), a));
+        let mut missing = Vec::new();
+        let memory = self.shared.memory();
+        for (name, address) in named.chain(indirect) {
+            match memory.find(address) {
+                Some((start, _)) if regions.iter().any(|r| r.start == start) => {}
+                Some((start, bytes)) => {
+                    let shadow = self.shadows.remove(&start).unwrap_or_else(|| Shadow::new(bytes));
+                    regions.push(Region { start, bytes, shadow, name, loaded: 0, stored: 0 });
+                }
+                None => missing.push(Fault {
+                    kind: FaultKind::Unbound,
+                    kernel: work.name.clone(),
+                    detail: format!("{name} at {address:#x} is no live allocation"),
+                }),
+            }
+        }
+        drop(memory);
+        if missing.is_empty() {
+            return Some(regions);
+        }
+        self.shadows.extend(regions.into_iter().map(|r| (r.start, r.shadow)));
+        self.shared.report(missing);
+        None
+    }
+
+    fn dispatch(&mut self, work: &Work) {
+        let Some(regions) = self.bind(work) else {
+            return;
+        };
+        let mut args = vec![0u128; work.args.len().div_ceil(16)];
+        for (word, bytes) in args.iter_mut().zip(work.args.chunks(16)) {
+            let mut full = [0; 16];
+            full[..bytes.len()].copy_from_slice(bytes);
+            *word = u128::from_ne_bytes(full);
+        }
+        let launch = Launch {
+            kernel: &work.kernel,
+            groups: work.groups,
+            threads: work.threads,
+            buffers: &work.buffers,
+            args: &args,
+            args_bytes: work.args.len(),
+        };
+        STATE.with_borrow_mut(|s| {
+            s.checker.start_dispatch(&work.name);
+            s.checker.regions = regions;
+        });
+        if let Err(reason) = self.runner.run(&launch) {
+            self.fault(&work.name, FaultKind::Limit, reason);
+        }
+        let (regions, faults) =
+            STATE.with_borrow_mut(|s| (std::mem::take(&mut s.checker.regions), std::mem::take(&mut s.checker.faults)));
+        self.count(work, &regions);
+        self.shadows.extend(regions.into_iter().map(|r| (r.start, r.shadow)));
+        self.shared.report(faults);
+    }
+
+    /// Notes the traffic of a dispatch, if somebody asked for it.
+    fn count(&self, work: &Work, regions: &[Region]) {
+        if let Some(list) = &mut *super::lock(&self.shared.traffic) {
+            let of = |address: usize| regions.iter().find(|r| address.wrapping_sub(r.start) <= r.bytes);
+            list.push(DispatchTraffic {
+                name: work.name.clone(),
+                loaded: regions.iter().map(|r| r.loaded).sum(),
+                stored: regions.iter().map(|r| r.stored).sum(),
+                per_buffer: work.buffers.iter().map(|&a| of(a).map_or((0, 0), |r| (r.loaded, r.stored))).collect(),
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        super::lock(&self.memory)
+    }
+
+    fn progress(&self) -> std::sync::MutexGuard<'_, super::Progress> {
+        super::lock(&self.progress)
+    }
+
+    /// Notes findings: for whoever waits next, and for the record.
+    fn report(&self, faults: Vec<Fault>) {
+        if let (false, Some(first)) = (faults.is_empty(), faults.first()) {
+            let mut progress = self.progress();
+            let more = if faults.len() > 1 { format!(" (and {} more)", faults.len() - 1) } else { String::new() };
+            progress.error.get_or_insert_with(|| format!("{first}{more}"));
+            progress.faults.extend(faults);
+        }
+    }
+}

@@ -2,3 +2,4 @@
 #![allow(dead_code)] // until the runtime stands
 
 pub(crate) mod driver;
+pub(crate) mod translate;

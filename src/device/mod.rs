@@ -2,6 +2,7 @@
 
 pub mod buffer_pool;
 pub mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod gpu;
 #[cfg(feature = "soft-metal")]
 pub(crate) mod soft_metal;

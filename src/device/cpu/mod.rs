@@ -8,7 +8,7 @@ mod isa;
 mod memory;
 mod program;
 mod scatter;
-mod threads;
+pub(crate) mod threads;
 mod tile;
 mod walk;
 mod worker;

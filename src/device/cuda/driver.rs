@@ -1,0 +1,451 @@
+//! The driver: one context, one stream.
+
+use super::api::{self, Failure};
+use super::compile::Compiler;
+use super::cublaslt::{CublasLt, WORKSPACE};
+use super::event::{Event, Tickets};
+use super::staging::Staging;
+use crate::device::DeviceInfo;
+use crate::device::gpu::driver::{
+    Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket,
+};
+use rustc_hash::FxHashMap;
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+// Values from cuda.h.
+const STREAM_NON_BLOCKING: u32 = 1;
+const MULTIPROCESSORS: c_int = 16;
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
+const MEMORY_POOLS_SUPPORTED: c_int = 115;
+const FUNCTION_MAX_THREADS: c_int = 0;
+const FUNCTION_REGISTERS: c_int = 4;
+
+/// Buffers and the arguments.
+const PARAMETERS: usize = 31;
+/// Bytes of arguments that every driver takes.
+const ARGUMENT_BYTES: usize = 4096 - 8 * PARAMETERS;
+/// Groups along the second and third dimension.
+const MAX_GROUPS: u32 = 65_535;
+
+/// An NVIDIA GPU.
+pub(crate) struct Cuda {
+    ordinal: usize,
+    model: String,
+    /// `sm_90a`.
+    chip: &'static str,
+    memory: usize,
+    multiprocessors: usize,
+    pool: usize,
+    compiler: Compiler,
+    tickets: Tickets,
+    marks: Mutex<Marks>,
+    /// By hash; one binary may hold several kernels.
+    modules: Mutex<FxHashMap<u64, usize>>,
+    /// Made when first needed: pinning memory takes a while.
+    staging: Mutex<Option<Staging>>,
+    /// Likewise.
+    library: Mutex<Option<Result<CublasLt, String>>>,
+    stream: Stream,
+    context: Context,
+}
+
+#[derive(Default)]
+struct Marks {
+    last: u64,
+    events: FxHashMap<u64, Event>,
+    spare: Vec<Event>,
+}
+
+/// The primary context of a device; given back when dropped.
+struct Context {
+    driver: &'static api::Driver,
+    device: c_int,
+    handle: usize,
+    /// Different for each: a handle may come back.
+    id: u64,
+}
+
+impl Context {
+    fn new(driver: &'static api::Driver, device: c_int) -> Result<Context, Failure> {
+        let mut handle = 0;
+        // SAFETY: a place for a handle.
+        unsafe { driver.cuDevicePrimaryCtxRetain(&raw mut handle, device) }?;
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Ok(Context { driver, device, handle, id: LAST.fetch_add(1, Ordering::Relaxed) + 1 })
+    }
+
+    /// Makes this the calling thread's context, in which most calls work.
+    fn enter(&self) -> Result<&'static api::Driver, Failure> {
+        thread_local!(static CURRENT: Cell<u64> = const { Cell::new(0) });
+        if CURRENT.get() != self.id {
+            // SAFETY: the context is alive.
+            unsafe { self.driver.cuCtxSetCurrent(self.handle) }?;
+            CURRENT.set(self.id);
+        }
+        Ok(self.driver)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once. Everything made in it is gone, but for modules, which go with it.
+        let _ = unsafe { self.driver.cuDevicePrimaryCtxRelease_v2(self.device) };
+    }
+}
+
+struct Stream {
+    driver: &'static api::Driver,
+    handle: usize,
+}
+
+impl Stream {
+    /// A stream of the current context.
+    fn new(driver: &'static api::Driver) -> Result<Stream, Failure> {
+        let mut handle = 0;
+        // SAFETY: a place for a handle.
+        unsafe { driver.cuStreamCreate(&raw mut handle, STREAM_NON_BLOCKING) }?;
+        Ok(Stream { driver, handle })
+    }
+
+    fn wait(&self) -> Result<(), Failure> {
+        // SAFETY: the stream is alive.
+        unsafe { self.driver.cuStreamSynchronize(self.handle) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the stream is alive, and nobody uses it again; its work still runs.
+        let _ = unsafe { self.driver.cuStreamDestroy_v2(self.handle) };
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What there is to know of a device without a context.
+fn attribute(driver: &api::Driver, attribute: c_int, device: c_int) -> Result<u32, Failure> {
+    let mut value = 0;
+    // SAFETY: a place for a number.
+    unsafe { driver.cuDeviceGetAttribute(&raw mut value, attribute, device) }?;
+    Ok(value.unsigned_abs())
+}
+
+/// The device of an ordinal, if there is one.
+fn device(driver: &api::Driver, ordinal: usize) -> Result<c_int, String> {
+    let (mut count, mut device) = (0, 0);
+    // SAFETY: a place for a number.
+    unsafe { driver.cuDeviceGetCount(&raw mut count) }?;
+    match c_int::try_from(ordinal) {
+        Ok(ordinal) if ordinal < count => {
+            // SAFETY: a place for a number.
+            unsafe { driver.cuDeviceGet(&raw mut device, ordinal) }?;
+            Ok(device)
+        }
+        _ => Err(format!("there is no CUDA device {ordinal}; the driver knows {count}")),
+    }
+}
+
+fn model(driver: &api::Driver, device: c_int) -> Result<String, Failure> {
+    let mut name = [0u8; 256];
+    // SAFETY: a place for 256 bytes.
+    unsafe { driver.cuDeviceGetName(name.as_mut_ptr().cast(), 256, device) }?;
+    Ok(CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
+}
+
+/// The chip as NVRTC calls it. `a`: with the instructions that only this generation has.
+fn chip(major: u32, minor: u32) -> String {
+    format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" })
+}
+
+impl Cuda {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// What is missing: the driver, the device, its abilities, or NVRTC.
+    pub(crate) fn new(ordinal: usize) -> DriverResult<Arc<dyn Driver>> {
+        Ok(Arc::new(Cuda::open(ordinal)?))
+    }
+
+    fn open(ordinal: usize) -> DriverResult<Cuda> {
+        let driver = api::Driver::get()?;
+        let device = device(driver, ordinal)?;
+        let (major, minor) =
+            (attribute(driver, CAPABILITY_MAJOR, device)?, attribute(driver, CAPABILITY_MINOR, device)?);
+        let model = model(driver, device)?;
+        if major < 8 {
+            return Err(format!("{model} has compute capability {major}.{minor}; 8.0 is the least that works"));
+        }
+        if attribute(driver, MEMORY_POOLS_SUPPORTED, device)? == 0 {
+            return Err(format!("{model}: the driver has no memory pools here"));
+        }
+        let compiler = Compiler::open(driver.cuda_version()?)?;
+        let (mut memory, mut pool) = (0, 0);
+        // SAFETY: a place for a number.
+        unsafe { driver.cuDeviceTotalMem_v2(&raw mut memory, device) }?;
+        // SAFETY: a place for a handle.
+        unsafe { driver.cuDeviceGetDefaultMemPool(&raw mut pool, device) }?;
+        let context = Context::new(driver, device)?;
+        context.enter()?;
+        Ok(Cuda {
+            ordinal,
+            model,
+            chip: chip(major, minor).leak(), // a few bytes a device
+            memory,
+            multiprocessors: attribute(driver, MULTIPROCESSORS, device)? as usize,
+            pool,
+            compiler,
+            tickets: Tickets::default(),
+            marks: Mutex::default(),
+            modules: Mutex::default(),
+            staging: Mutex::default(),
+            library: Mutex::default(),
+            stream: Stream::new(driver)?,
+            context,
+        })
+    }
+
+    fn try_alloc(&self, bytes: usize) -> Result<Address, Failure> {
+        let driver = self.context.enter()?;
+        let mut address = 0;
+        // SAFETY: a place for an address.
+        unsafe { driver.cuMemAllocAsync(&raw mut address, bytes.max(1), self.stream.handle) }?;
+        Ok(Address(address))
+    }
+
+    /// Gives memory that is free back to the system, once it really is.
+    fn trim(&self) -> Result<(), Failure> {
+        self.stream.wait()?;
+        // SAFETY: the pool is the device's own.
+        unsafe { self.context.driver.cuMemPoolTrimTo(self.pool, 0) }
+    }
+
+    /// The module of a binary; loaded once.
+    fn module(&self, binary: &[u8]) -> DriverResult<usize> {
+        if !binary.starts_with(b"\x7fELF") {
+            return Err("this is no cubin".into());
+        }
+        let mut hasher = DefaultHasher::new();
+        binary.hash(&mut hasher);
+        let key = hasher.finish();
+        let mut modules = lock(&self.modules);
+        if let Some(&module) = modules.get(&key) {
+            return Ok(module);
+        }
+        let mut module = 0;
+        // SAFETY: a cubin as `compile` made it, which says how long it is; copied before this returns.
+        unsafe { self.context.enter()?.cuModuleLoadData(&raw mut module, binary.as_ptr().cast()) }?;
+        modules.insert(key, module);
+        Ok(module)
+    }
+
+    /// Says what may be wrong with a dispatch that the driver refused.
+    fn explain(&self, dispatch: &Dispatch, failure: Failure) -> String {
+        let Dispatch { function, name, groups, threads, .. } = dispatch;
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: the function is loaded; a place for a number.
+            let _ = unsafe { self.context.driver.cuFuncGetAttribute(&raw mut value, attribute, function.0 as usize) };
+            value
+        };
+        format!(
+            "{name}, {groups:?} groups of {threads} threads (it can have {} with {} registers each): {}",
+            attribute(FUNCTION_MAX_THREADS),
+            attribute(FUNCTION_REGISTERS),
+            failure.text
+        )
+    }
+
+    /// Does something with the staging memory.
+    fn stage(&self, job: impl FnOnce(&mut Staging) -> Result<(), Failure>) -> DriverResult<()> {
+        let driver = self.context.enter()?;
+        let mut staging = lock(&self.staging);
+        let staging = match &mut *staging {
+            Some(staging) => staging,
+            none => none.insert(Staging::new(driver, self.stream.handle)?),
+        };
+        Ok(job(staging)?)
+    }
+
+    fn open_library(&self) -> DriverResult<CublasLt> {
+        let api = api::CublasLt::get()?;
+        self.context.enter()?;
+        let workspace = self.try_alloc(WORKSPACE)?;
+        Ok(CublasLt::new(api, workspace)?)
+    }
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        format!("cuda:{}", self.ordinal)
+    }
+
+    fn info(&self) -> DeviceInfo {
+        let missing = lock(&self.library).get_or_insert_with(|| self.open_library()).as_ref().err().cloned();
+        DeviceInfo {
+            name: Driver::name(self),
+            model: Some(self.model.clone()),
+            memory: Some(self.memory),
+            threads: self.multiprocessors,
+            simd: self.chip,
+            missing: missing.map(|reason| format!("matrix products by cuBLASLt: {reason}")).into_iter().collect(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            threads: 1024,
+            threadgroup_bytes: 48 << 10,
+            buffers: PARAMETERS,
+            argument_bytes: ARGUMENT_BYTES,
+            parallel_groups: self.multiprocessors * 8,
+            batch: 0,
+            matrix_units: true,
+        }
+    }
+
+    fn alloc(&self, bytes: usize) -> Option<Address> {
+        self.try_alloc(bytes).or_else(|_| self.trim().and_then(|()| self.try_alloc(bytes))).ok()
+    }
+
+    fn free(&self, address: Address, _bytes: usize) {
+        if let Ok(driver) = self.context.enter() {
+            // SAFETY: the address came from cuMemAllocAsync. It is free when the stream gets there, behind
+            // all work that was asked for before. After a failure of the device nothing can be done.
+            let _ = unsafe { driver.cuMemFreeAsync(address.0, self.stream.handle) };
+        }
+    }
+
+    fn compiler(&self) -> String {
+        format!("{} {}", self.compiler.name(), self.chip)
+    }
+
+    fn compile(&self, source: &str) -> DriverResult<Vec<u8>> {
+        self.compiler.compile_for(source, self.chip)
+    }
+
+    fn load(&self, binary: &[u8], name: &str) -> DriverResult<Function> {
+        let module = self.module(binary).map_err(|e| format!("{name}: {e}"))?;
+        let symbol = CString::new(name).map_err(|_| "a kernel's name holds a zero byte")?;
+        let mut function = 0;
+        // SAFETY: the module is loaded and stays; a place for a handle.
+        unsafe { self.context.enter()?.cuModuleGetFunction(&raw mut function, module, symbol.as_ptr()) }
+            .map_err(|failure| format!("{name}: {}", failure.text))?;
+        Ok(Function(function as u64))
+    }
+
+    fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {
+        let &Dispatch { function, name, groups: [x, y, z], threads, buffers, args, .. } = dispatch;
+        let count = buffers.len() + usize::from(!args.is_empty());
+        if count > PARAMETERS || args.len() > ARGUMENT_BYTES || y > MAX_GROUPS || z > MAX_GROUPS {
+            return Err(format!(
+                "{name}: {count} buffers, {} bytes of arguments and {x} x {y} x {z} groups are too many",
+                args.len()
+            ));
+        }
+        // The arguments' struct may end in padding, which the driver reads.
+        let mut block = [0u8; ARGUMENT_BYTES + 16];
+        block[..args.len()].copy_from_slice(args);
+        let mut parameters = [block.as_ptr().cast::<c_void>(); PARAMETERS];
+        for (parameter, address) in parameters.iter_mut().zip(buffers) {
+            *parameter = (&raw const address.0).cast();
+        }
+        let none = std::ptr::null();
+        // SAFETY: the function is loaded; each parameter points to its value, which is copied before this
+        // returns. What the kernel does with its buffers is its own and the caller's affair.
+        let launched = unsafe {
+            let (stream, list) = (self.stream.handle, parameters.as_ptr());
+            self.context.enter()?.cuLaunchKernel(function.0 as usize, x, y, z, threads, 1, 1, 0, stream, list, none)
+        };
+        launched.map_err(|failure| self.explain(dispatch, failure))
+    }
+
+    /// Nothing: a stream runs one thing after the other.
+    fn barrier(&self) {}
+
+    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()> {
+        self.stage(|staging| staging.write(to, bytes))
+    }
+
+    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()> {
+        self.stage(|staging| staging.read(from, out))
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()> {
+        // SAFETY: both are device memory of as many bytes, by the caller.
+        Ok(unsafe { self.context.enter()?.cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.handle) }?)
+    }
+
+    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()> {
+        // SAFETY: device memory of as many bytes, by the caller.
+        Ok(unsafe { self.context.enter()?.cuMemsetD8Async(to.0, 0, bytes, self.stream.handle) }?)
+    }
+
+    fn commit(&self) -> DriverResult<Ticket> {
+        Ok(self.tickets.commit(self.context.enter()?, self.stream.handle)?)
+    }
+
+    /// True after a failure, too: nothing more will run, and `wait` says why.
+    fn is_done(&self, ticket: Ticket) -> bool {
+        self.context.enter().and_then(|_| self.tickets.is_done(ticket)).unwrap_or(true)
+    }
+
+    fn wait(&self, ticket: Ticket) -> DriverResult<()> {
+        self.context.enter()?;
+        self.tickets.wait(ticket)
+    }
+
+    fn mark(&self) -> DriverResult<Mark> {
+        let driver = self.context.enter()?;
+        let mut marks = lock(&self.marks);
+        let event = match marks.spare.pop() {
+            Some(event) => event,
+            None => Event::new(driver, true)?,
+        };
+        event.record(self.stream.handle)?;
+        marks.last += 1;
+        let mark = marks.last;
+        marks.events.insert(mark, event);
+        Ok(Mark(mark))
+    }
+
+    fn elapsed(&self, from: Mark, to: Mark) -> DriverResult<Duration> {
+        self.context.enter()?;
+        let mut marks = lock(&self.marks);
+        let (Some(start), Some(end)) = (marks.events.remove(&from.0), marks.events.remove(&to.0)) else {
+            return Err(format!("marks {} and {}: one is not in use", from.0, to.0));
+        };
+        end.wait()?;
+        let milliseconds = start.milliseconds_to(&end)?;
+        marks.spare.extend([start, end]);
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+    }
+
+    fn library_product(&self, product: &LibraryProduct) -> DriverResult<bool> {
+        let mut library = lock(&self.library);
+        match library.get_or_insert_with(|| self.open_library()) {
+            Ok(library) => {
+                self.context.enter()?;
+                Ok(library.run(product, self.stream.handle)?)
+            }
+            Err(_) => Ok(false), // `info` tells
+        }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What is dropped now may be in use until then.
+        let _ = self.context.enter().and_then(|_| self.stream.wait());
+        if let Some(Ok(library)) = lock(&self.library).take() {
+            self.free(library.workspace(), WORKSPACE);
+        }
+    }
+}

@@ -47,12 +47,30 @@ assemble() {
     done
 }
 
+# Without the generic address space structures could not be copied. With it, a pointer that names no space is one to
+# the generic space, which the compiler's tree shows: implicit members apart, nothing may be of such a type.
 check() {
     assemble "$1" >"$work/text.cl"
     "$clang" -x clcpp -cl-std=clc++2021 -target spir64 -fsyntax-only -cl-no-stdinc -fmacro-backtrace-limit=1 \
-        -Xclang -cl-ext=-__opencl_c_generic_address_space,-__opencl_c_device_enqueue,-__opencl_c_pipes \
         -Wall -Wextra -Werror -Wno-unknown-attributes -Wno-undefined-internal -Wno-undefined-inline -Wno-unused-function \
-        -Wno-unused-parameter -Wno-unused-const-variable -Wno-sign-compare "$work/text.cl"
+        -Wno-unused-parameter -Wno-unused-const-variable -Wno-sign-compare \
+        -Xclang -cl-ext=-cl_khr_fp64,-__opencl_c_fp64 -Xclang -ast-dump -fno-color-diagnostics "$work/text.cl" >"$work/tree" || return 1
+    awk '
+        match($0, /[^<> ]+\.(metal|h|cl):[0-9]+:/) { file = place = substr($0, RSTART, RLENGTH - 1); sub(/:[0-9]+$/, "", file) }
+        match($0, /line:[0-9]+:/) { place = file ":" substr($0, RSTART + 5, RLENGTH - 6) }
+        { depth = match($0, /[A-Za-z<]/) }
+        skipped && depth > skipped { next }
+        { skipped = /(Constructor|Method|Destructor|Record)Decl .* implicit / ? depth : 0 }
+        !/<invalid sloc>/ && /(VarDecl|FieldDecl|CStyleCastExpr|FunctionalCastExpr|ReinterpretCastExpr|StaticCastExpr) / {
+            split($0, parts, "\047")
+            type = parts[2]
+            if (type ~ /__generic/ || (type ~ /[*&]/ && type !~ /__(global|local|constant|private)/)) {
+                message = place ": error: a pointer or reference without an address space: \047" type "\047"
+                if (!seen[message]++) print message
+                bad = 1
+            }
+        }
+        END { exit bad }' "$work/tree" >&2
 }
 
 # accepts|rejects NAME STATEMENTS: whether a kernel with these statements passes.
@@ -61,6 +79,8 @@ expect() {
     local want=$1 name=$2 got=accepts
     cat >"$work/self.metal" <<METAL
 template <typename T> T tl_self(device const T* from) { return *from; }
+template <typename T> T tl_same(T x) { T y = x; return y; }
+$([[ $3 != *spaceless* ]] || echo 'template <typename T> void tl_spaceless(T* at) { *at = T(0); }')
 struct Args { device half* p; long n; float s; };
 struct Epilogue {
     device half* out;
@@ -70,6 +90,7 @@ struct Epilogue {
 kernel void self_test(device float* x [[buffer(0)]], device half* h [[buffer(1)]], constant Args& args [[buffer(2)]],
                       uint3 group [[threadgroup_position_in_grid]], uint index [[thread_index_in_threadgroup]]) {
     threadgroup float shared[32];
+    shared[index] = 0.0f;
     $3
 }
 METAL
@@ -85,6 +106,11 @@ self_test() {
     expect accepts 'accesses of 16 bytes' '*(threadgroup uint4*)shared = *(device const uint4*)h; *(device half4*)h = half4(h[0], h[1], h[2], h[3]);'
     expect accepts 'an epilogue' 'Epilogue e = {args.p, &args}; e(1, 2, shared[0]);'
     expect accepts 'matrices' 'simdgroup_float8x8 m = make_filled_simdgroup_matrix<float, 8, 8>(0.0f); simdgroup_store(m, shared, 8);'
+    expect accepts 'structures by value' 'Epilogue e = {h, &args}, f = e; f = tl_same(e); f(1, 2, 3.0f);'
+    expect rejects 'a parameter without a space' 'tl_spaceless(&shared[1]);'
+    expect rejects 'a reference without a space' 'float& y = x[1]; y = 1.0f;'
+    expect rejects 'a cast without a space' 'x[1] = *(float*)(h + 2);'
+    expect rejects 'a pointer without thread' 'float y = 1; float* p = &y; x[0] = *p;'
     expect rejects 'a pointer without device' 'float* p = x; p[0] = 1.0f;'
     expect rejects 'a pointer without threadgroup' 'float* p = shared; p[0] = 1.0f;'
     expect rejects 'double' 'double y = 1; x[0] = float(y);'

@@ -37,7 +37,7 @@ struct Instance {
 #[test]
 fn metal_text_computes_what_the_cpu_does() {
     let instances = instances();
-    let output = run(&build(&program(&instances)), &input(&instances));
+    let output = run(&build("metal_text", &program(&instances)), &input(&instances));
     let mut rest = &output[..];
     for instance in &instances {
         let (bytes, after) = rest.split_at(COUNT * gives(instance.op, instance.dtype).size());
@@ -45,6 +45,30 @@ fn metal_text_computes_what_the_cpu_does() {
         rest = after;
     }
     assert!(rest.is_empty());
+}
+
+/// Random numbers are the same on every device, to the bit.
+#[test]
+fn metal_random_numbers_are_those_of_the_cpu() {
+    // Positions on both sides of 2^34, where a block's counter leaves its low word.
+    let (key, offset) = (0x9e37_79b9_7f4a_7c15_u64, (1_u64 << 34) - 2001);
+    let call = |name: &str| format!("write<float>([](auto i) {{ return {name}({key}ul, {offset}ul + i); }});\n");
+    let (shim, random) = (include_str!("metal_shim.h"), include_str!("../../shaders/random.metal"));
+    let calls = call("tl_random_uniform") + &call("tl_random_normal");
+    let text = format!("#define COUNT {COUNT}u\n{shim}\n{random}\nint main() {{\n{calls}}}\n");
+    let output = run(&build("metal_random", &text), &[]);
+    let device = Device::cpu();
+    let make = |normal: bool| match normal {
+        false => Tensor::rand(COUNT, DType::F32, &device),
+        true => Tensor::randn(COUNT, DType::F32, &device),
+    };
+    for (bytes, normal) in output.chunks_exact(COUNT * 4).zip([false, true]) {
+        device.set_random_state((key, offset));
+        let want = make(normal).and_then(|tensor| tensor.to_vec::<f32>()).unwrap();
+        let got = bytes.chunks_exact(4).map(|bytes| f32::from_ne_bytes(bytes.try_into().expect("four bytes")));
+        assert!(got.map(f32::to_bits).eq(want.into_iter().map(f32::to_bits)));
+    }
+    assert_eq!(output.len(), 2 * COUNT * 4);
 }
 
 fn instances() -> Vec<Instance> {
@@ -137,9 +161,9 @@ fn program(instances: &[Instance]) -> String {
 }
 
 /// Compiles the program; overflow wraps, as it does on the GPU, and nothing is contracted.
-fn build(program: &str) -> PathBuf {
+fn build(name: &str, program: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (source, binary) = (folder.join("metal_text.cpp"), folder.join("metal_text"));
+    let (source, binary) = (folder.join(format!("{name}.cpp")), folder.join(name));
     std::fs::write(&source, program).unwrap();
     let options = ["-std=c++17", "-O1", "-ffp-contract=off", "-o"];
     let compiler = Command::new("c++").args(options).args([&binary, &source]).output();

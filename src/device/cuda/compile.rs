@@ -4,10 +4,9 @@ use super::api::Nvrtc;
 use crate::device::gpu::translate::{Target, translate};
 use std::ffi::{CString, c_char, c_int};
 
-/// The names of `<metal_stdlib>`.
-const PRELUDE: &str = include_str!("../../../shaders/prelude/cuda.h");
-/// Those of `<metal_simdgroup_matrix>`, for the sources that use them.
-const MATRIX_PRELUDE: &str = include_str!("../../../shaders/prelude/cuda_matrix.h");
+/// The names of `<metal_stdlib>`, its matrices last: reading those costs no time that could be measured.
+const PRELUDE: &str =
+    concat!(include_str!("../../../shaders/prelude/cuda.h"), include_str!("../../../shaders/prelude/cuda_matrix.h"));
 
 /// NVRTC.
 pub(super) struct Compiler {
@@ -45,9 +44,7 @@ impl Compiler {
 
 /// Preludes and the translated source; the compiler's messages count the source's lines.
 fn cuda_text(source: &str) -> Result<String, String> {
-    let uses_matrices = ["simdgroup_half8x8", "simdgroup_bfloat8x8", "simdgroup_float8x8", "simdgroup_matrix"];
-    let matrix = if uses_matrices.iter().any(|name| source.contains(name)) { MATRIX_PRELUDE } else { "" };
-    Ok(format!("{PRELUDE}{matrix}\n#line 1 \"kernel.metal\"\n{}", translate(source, Target::Cuda)?))
+    Ok(format!("{PRELUDE}\n#line 1 \"kernel.metal\"\n{}", translate(source, Target::Cuda)?))
 }
 
 /// A program of NVRTC's; gone when dropped.

@@ -170,6 +170,7 @@ impl Cuda {
     ///
     /// # Errors
     /// What is missing: the driver, the device, its abilities, or NVRTC.
+    #[allow(clippy::new_ret_no_self)] // the type stays in here
     pub(crate) fn new(ordinal: usize) -> DriverResult<Arc<dyn Driver>> {
         Ok(Arc::new(Cuda::open(ordinal)?))
     }

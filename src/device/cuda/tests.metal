@@ -121,3 +121,21 @@ kernel void mathematics(device float* b0 [[buffer(0)]], device int* b1 [[buffer(
     l += min(l, long(3)) + max(l, long(4)) + abs(l) + clamp(l, long(0), long(5)) + tl_pow(l, l) + tl_div(l, l);
     b1[index] = i + int(u) + int(l) + int(min(w, ulong(3)));
 }
+
+kernel void matrices(device const half* b0 [[buffer(0)]], device float* b1 [[buffer(1)]],
+                     uint index [[thread_index_in_threadgroup]]) {
+    threadgroup half narrow[64];
+    threadgroup float wide[64];
+    narrow[index] = b0[index];
+    narrow[index + 32] = b0[index + 32];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    simdgroup_half8x8 a, b;
+    simdgroup_float8x8 sums = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    simdgroup_load(a, narrow, 8);
+    simdgroup_load(b, narrow, 8, ulong2(0, 0), true);
+    simdgroup_multiply_accumulate(sums, a, b, sums);
+    simdgroup_store(sums, wide, 8);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    b1[index] = wide[index];
+    b1[index + 32] = wide[index + 32];
+}

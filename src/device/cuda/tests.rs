@@ -26,8 +26,7 @@ fn gpu() -> Option<Arc<dyn Driver>> {
 #[test]
 fn a_device_that_is_not_there_is_an_error_with_words() {
     let error = Cuda::new(1_000_000).err().unwrap();
-    assert!(error.contains("libcuda.so.1") || error.contains("nvcuda.dll") || error.contains("cu"), "{error}");
-    assert!(error.len() > 20, "{error}");
+    assert!(error.contains("CUDA device 1000000") || error.contains("driver was not found"), "{error}");
 }
 
 #[test]

@@ -16,8 +16,9 @@ inline void tl_load(device const T* p, uint count, thread C* v) {
         for (uint i = 0; i < N; ++i) v[i] = i < count ? C(p[i]) : C(0);
         return;
     }
-    W words[N * sizeof(T) / sizeof(W)];
-    for (uint i = 0; i < N * sizeof(T) / sizeof(W); ++i) words[i] = ((device const W*)p)[i];
+    const uint COUNT = N * sizeof(T) / sizeof(W);
+    W words[COUNT];
+    for (uint i = 0; i < COUNT; ++i) words[i] = ((device const W*)p)[i];
     thread const T* x = (thread const T*)words;
     for (uint i = 0; i < N; ++i) v[i] = C(x[i]);
 }
@@ -38,10 +39,11 @@ inline void tl_store(device T* p, uint count, thread const C* v) {
         }
         return;
     }
-    W words[N * sizeof(T) / sizeof(W)];
+    const uint COUNT = N * sizeof(T) / sizeof(W);
+    W words[COUNT];
     thread T* x = (thread T*)words;
     for (uint i = 0; i < N; ++i) x[i] = T(v[i]);
-    for (uint i = 0; i < N * sizeof(T) / sizeof(W); ++i) ((device W*)p)[i] = words[i];
+    for (uint i = 0; i < COUNT; ++i) ((device W*)p)[i] = words[i];
 }
 
 template <uint N, typename T, typename C, typename I>

@@ -101,7 +101,8 @@ inline T tl_fold_group(T x, threadgroup T* team, uint thread_index, uint simds) 
     const uint lane = thread_index % 32;
     if (lane == 0) team[thread_index / 32] = x;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    x = lane < simds ? team[lane] : Op::empty();
+    x = Op::empty();
+    if (lane < simds) x = team[lane];
     threadgroup_barrier(mem_flags::mem_threadgroup); // the next fold writes it again
     return tl_fold_lanes<Op>(x, 32);
 }

@@ -53,7 +53,7 @@ check() {
     assemble "$1" >"$work/text.cl"
     "$clang" -x clcpp -cl-std=clc++2021 -target spir64 -fsyntax-only -cl-no-stdinc -fmacro-backtrace-limit=1 \
         -Wall -Wextra -Werror -Wno-unknown-attributes -Wno-undefined-internal -Wno-undefined-inline -Wno-unused-function \
-        -Wno-unused-parameter -Wno-unused-const-variable -Wno-sign-compare \
+        -Wno-unused-parameter -Wno-unused-variable -Wno-unused-const-variable -Wno-sign-compare \
         -Xclang -cl-ext=-cl_khr_fp64,-__opencl_c_fp64 -Xclang -ast-dump -fno-color-diagnostics "$work/text.cl" >"$work/tree" || return 1
     awk '
         match($0, /[^<> ]+\.(metal|h|cl):[0-9]+:/) { file = place = substr($0, RSTART, RLENGTH - 1); sub(/:[0-9]+$/, "", file) }

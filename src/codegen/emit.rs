@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::graph::Random;
 use crate::ops::{Elementwise, Sort};
 use crate::schedule::{Kernel, Output, Reach, ValueOp};
+use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
 
 /// The type that registers hold for a dtype: f32 for f16 and bf16, u8 for bool.
@@ -482,7 +483,7 @@ impl<'k> Emitter<'k> {
     pub fn piece(self, form: &str, groups: [u32; 3], threads: u32) -> Piece {
         let (name, helpers) = (name(form, self.kernel), self.functors_text());
         let shared = |(ty, name, len): &(String, String, usize)| format!("    threadgroup {ty} {name}[{len}];\n");
-        let body = self.threadgroup.iter().map(shared).collect::<String>() + &self.body;
+        let body = self.threadgroup.iter().map(shared).collect::<String>() + &without_unused(&self.body);
         let Emitter { buffers, fields, after_args, .. } = self;
         Piece { name, helpers, buffers, fields, after_args, body, groups, threads }
     }
@@ -547,6 +548,32 @@ fn is_large(kernel: &Kernel) -> bool {
             }
             _ => false,
         })
+}
+
+/// The statements without constants that nothing reads.
+fn without_unused(body: &str) -> String {
+    let words = |line| str::split(line, |c: char| !c.is_ascii_alphanumeric() && c != '_');
+    fn constant(line: &str) -> Option<&str> {
+        let (declared, value) = line.trim_start().strip_prefix("const ")?.split_once(" = ")?;
+        if value.contains("tl_fault") { None } else { declared.rsplit(' ').next() }
+    }
+    let mut lines: Vec<&str> = body.lines().collect();
+    loop {
+        // Reads of each name: its appearances, but for those that define it.
+        let mut reads: FxHashMap<&str, isize> = FxHashMap::default();
+        for &line in &lines {
+            words(line).for_each(|word| *reads.entry(word).or_default() += 1);
+        }
+        for name in lines.iter().filter_map(|line| constant(line)) {
+            *reads.entry(name).or_default() -= 1;
+        }
+        let unused = |line: &str| constant(line).is_some_and(|name| reads.get(name).is_none_or(|&n| n <= 0));
+        let kept: Vec<&str> = lines.iter().copied().filter(|line| !unused(line)).collect();
+        if kept.len() == lines.len() {
+            return lines.iter().map(|line| format!("{line}\n")).collect();
+        }
+        lines = kept;
+    }
 }
 
 /// `map_add_relu`: the form, and the first ops.

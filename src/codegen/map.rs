@@ -16,7 +16,7 @@ pub(super) fn render(mut e: Emitter) -> Piece {
     let packets_a_row = extents[last].div_ceil(vector);
     let packets = extents[..last].iter().product::<usize>() * packets_a_row;
 
-    e.line(format!("const {index} packet = {index}(group.x) * {THREADS} + {index}(thread);"));
+    e.line(format!("const {index} packet = {index}(group.x) * {THREADS} + {index}(tid);"));
     let row_end = e.known("n", extents[last] as i64);
     let mut inner;
     if last == 0 {

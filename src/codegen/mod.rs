@@ -85,7 +85,7 @@ struct Piece {
     fields: Fields,
     /// Definitions that use `Args`.
     after_args: String,
-    /// Statements; they use `group`, `thread`, `args` and the buffers' names.
+    /// Statements; they use `group`, `tid`, `args` and the buffers' names.
     body: String,
     groups: [u32; 3],
     threads: u32,
@@ -100,7 +100,7 @@ const SHADERS: [(&str, &[&str], &str); 6] = [
     ),
     ("gather.metal", &["tl_fault"], include_str!("../../shaders/gather.metal")),
     ("random.metal", &["tl_random"], include_str!("../../shaders/random.metal")),
-    ("reductions.metal", &["tl_fold", "TlBest"], include_str!("../../shaders/reductions.metal")),
+    ("reductions.metal", &["tl_fold", "TlSum", "TlProd", "TlMax", "TlMin", "TlArg", "TlBest"], include_str!("../../shaders/reductions.metal")),
     ("gradients.metal", &["tl_scatter"], include_str!("../../shaders/gradients.metal")),
     ("matmul.metal", &["tl_matmul", "tl_gemv"], include_str!("../../shaders/matmul.metal")),
 ];
@@ -230,7 +230,7 @@ fn table(pieces: Vec<Piece>, room: usize) -> Rendered {
 impl Piece {
     fn entry(&self, name: &str, mut parameters: Vec<String>, group: &str, opening: &str) -> String {
         parameters.push(format!("uint3 {group} [[threadgroup_position_in_grid]]"));
-        parameters.push("uint thread [[thread_index_in_threadgroup]]".into());
+        parameters.push("uint tid [[thread_index_in_threadgroup]]".into());
         let open = format!("kernel void {name}(");
         let joint = format!(",\n{:width$}", "", width = open.len());
         open + &parameters.join(&joint) + ") {\n" + opening + &self.body + "}\n"

@@ -62,7 +62,7 @@ pub(super) fn render(mut e: Emitter) -> Piece {
     };
     let (a_at, b_at) = (start(&mut e, "a", &gemm.a), start(&mut e, "b", &gemm.b));
     let block = if e.body.contains("threadgroup ") { "block, " } else { "" };
-    e.line(format!("{}({a} + ({a_at}), {b} + ({b_at}), {shape}, {block}epilogue, group, thread);", body.call));
+    e.line(format!("{}({a} + ({a_at}), {b} + ({b_at}), {shape}, {block}epilogue, group, tid);", body.call));
     let groups = [body.groups[0] as u32, body.groups[1] as u32, gemm.products() as u32];
     e.piece("matmul", groups, body.threads as u32)
 }

@@ -277,8 +277,8 @@ impl Rows<'_> {
         let shape = match self.form.layout {
             Layout::Team { threads } if threads <= 32 => {
                 let teams = THREADS / threads;
-                e.line(format!("const {index} team = {index}(group.x) * {teams} + {index}(thread / {threads});"));
-                e.line(format!("const uint lane = thread % {threads};"));
+                e.line(format!("const {index} team = {index}(group.x) * {teams} + {index}(tid / {threads});"));
+                e.line(format!("const uint lane = tid % {threads};"));
                 e.line(format!("const bool live = team < {count};"));
                 e.line(format!("const {index} row = live ? team : {count} - 1;"));
                 e.line("const bool first = live && lane == 0;");
@@ -286,14 +286,14 @@ impl Rows<'_> {
             }
             Layout::Team { threads } => {
                 e.line(format!("const {index} row = {index}(group.x);"));
-                e.line("const uint lane = thread;");
+                e.line("const uint lane = tid;");
                 e.line("const bool live = true;");
                 e.line("const bool first = lane == 0;");
                 (rows, threads)
             }
             Layout::Columns { lanes, slices } => {
-                e.line(format!("const {index} column = {index}(group.x) * {lanes} + {index}(thread % {lanes});"));
-                e.line(format!("const uint slice = thread / {lanes};"));
+                e.line(format!("const {index} column = {index}(group.x) * {lanes} + {index}(tid % {lanes});"));
+                e.line(format!("const uint slice = tid / {lanes};"));
                 e.line(format!("const bool live = column < {count};"));
                 e.line(format!("const {index} row = live ? column : {count} - 1;"));
                 e.line("const bool first = live && slice == 0;");
@@ -315,11 +315,11 @@ impl Rows<'_> {
             }
             Layout::Team { threads } => {
                 let team = self.team_memory(e, state, 32);
-                e.line(format!("{name} = tl_fold_group<{op}>({name}, {team}, thread, {});", threads / 32));
+                e.line(format!("{name} = tl_fold_group<{op}>({name}, {team}, tid, {});", threads / 32));
             }
             Layout::Columns { lanes, slices } => {
                 let team = self.team_memory(e, state, lanes * slices);
-                e.line(format!("{name} = tl_fold_slices<{op}>({name}, {team}, thread, {lanes}, {slices});"));
+                e.line(format!("{name} = tl_fold_slices<{op}>({name}, {team}, tid, {lanes}, {slices});"));
             }
         }
     }
@@ -501,17 +501,17 @@ impl Rows<'_> {
                 let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
                 let note = e.bind(format!("note{v}"), format!("device const {state}*"), Binding::Scratch(place, false));
                 e.line(format!("{state} f{v} = {functor}::empty();"));
-                e.line(format!("for ({index} r = {index}(thread); r < {rows}; r += {threads}) {{"));
+                e.line(format!("for ({index} r = {index}(tid); r < {rows}; r += {threads}) {{"));
                 e.line(format!("f{v} = {functor}::both(f{v}, {note}[r]);"));
                 e.line("}");
                 let team = self.team_memory(&mut e, state, 32);
-                e.line(format!("f{v} = tl_fold_group<{functor}>(f{v}, {team}, thread, {});", threads / 32));
+                e.line(format!("f{v} = tl_fold_group<{functor}>(f{v}, {team}, tid, {});", threads / 32));
                 self.fold_result(&mut e, v, op);
             } else if value.level == Level::Uniform && (self.phases.late[v] || self.feeds_late(v)) {
-                e.scalar(v as u32, &[], "thread == 0");
+                e.scalar(v as u32, &[], "tid == 0");
             }
         }
-        e.line("if (thread == 0) {");
+        e.line("if (tid == 0) {");
         for output in kernel.outputs.iter().filter(|o| self.phases.late[o.value as usize]) {
             e.store(output, &[]);
         }

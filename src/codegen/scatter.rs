@@ -29,7 +29,7 @@ pub(super) fn render(mut e: Emitter) -> Piece {
         (e.position(name, &reach, &names), e.known(format!("{name}_step"), step as i64))
     };
     let all = e.known("columns", columns as i64);
-    e.line(format!("const {index} column = {index}(group.x) * {THREADS} + {index}(thread);"));
+    e.line(format!("const {index} column = {index}(group.x) * {THREADS} + {index}(tid);"));
     e.line(format!("if (column >= {all}) return;"));
     if !extents.is_empty() {
         e.coordinates("column", "x", &extents);

@@ -11,8 +11,8 @@ kernel void map_add_relu(device const half* b0 [[buffer(0)]],
                          device half* b2 [[buffer(2)]],
                          constant Args& args [[buffer(3)]],
                          uint3 group [[threadgroup_position_in_grid]],
-                         uint thread [[thread_index_in_threadgroup]]) {
-    const int packet = int(group.x) * 256 + int(thread);
+                         uint tid [[thread_index_in_threadgroup]]) {
+    const int packet = int(group.x) * 256 + int(tid);
     const int x0 = packet * 8;
     if (x0 >= args.n) return;
     const uint count = min(int(8), args.n - x0);

@@ -15,8 +15,8 @@ kernel void map_add_gelu(device const float* b0 [[buffer(0)]],
                          device float* b2 [[buffer(2)]],
                          constant Args& args [[buffer(3)]],
                          uint3 group [[threadgroup_position_in_grid]],
-                         uint thread [[thread_index_in_threadgroup]]) {
-    const int packet = int(group.x) * 256 + int(thread);
+                         uint tid [[thread_index_in_threadgroup]]) {
+    const int packet = int(group.x) * 256 + int(tid);
     if (packet >= args.packets) return;
     const int x1 = packet % args.x1_extent;
     const int x0 = packet / args.x1_extent;

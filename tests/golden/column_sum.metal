@@ -9,10 +9,10 @@ kernel void rows_sum(device const half* b0 [[buffer(0)]],
                      device float* partial1 [[buffer(1)]],
                      constant Args& args [[buffer(2)]],
                      uint3 group [[threadgroup_position_in_grid]],
-                     uint thread [[thread_index_in_threadgroup]]) {
+                     uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[1024];
-    const int column = int(group.x) * 32 + int(thread % 32);
-    const uint slice = thread / 32;
+    const int column = int(group.x) * 32 + int(tid % 32);
+    const uint slice = tid / 32;
     const bool live = column < args.rows;
     const int row = live ? column : args.rows - 1;
     const bool first = live && slice == 0;
@@ -27,7 +27,7 @@ kernel void rows_sum(device const half* b0 [[buffer(0)]],
             f1 = TlSum<float>::both(f1, v0);
         }
     }
-    f1 = tl_fold_slices<TlSum<float>>(f1, team_float, thread, 32, 32);
+    f1 = tl_fold_slices<TlSum<float>>(f1, team_float, tid, 32, 32);
     if (first) partial1[int(segment) * args.rows + row] = f1;
 }
 struct Args1 {
@@ -39,10 +39,10 @@ kernel void rows_sum_1(device const float* partial1 [[buffer(0)]],
                        device half* b1 [[buffer(1)]],
                        constant Args1& args [[buffer(2)]],
                        uint3 group [[threadgroup_position_in_grid]],
-                       uint thread [[thread_index_in_threadgroup]]) {
+                       uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[1024];
-    const int column = int(group.x) * 32 + int(thread % 32);
-    const uint slice = thread / 32;
+    const int column = int(group.x) * 32 + int(tid % 32);
+    const uint slice = tid / 32;
     const bool live = column < args.rows;
     const int row = live ? column : args.rows - 1;
     const bool first = live && slice == 0;
@@ -52,7 +52,7 @@ kernel void rows_sum_1(device const float* partial1 [[buffer(0)]],
     for (uint s = slice; s < args.segments; s += 32) {
         f1 = TlSum<float>::both(f1, partial1[int(s) * args.rows + row]);
     }
-    f1 = tl_fold_slices<TlSum<float>>(f1, team_float, thread, 32, 32);
+    f1 = tl_fold_slices<TlSum<float>>(f1, team_float, tid, 32, 32);
     const float v1 = f1;
     if (first && segment == 0) {
         b1[args.o0_at + r0] = half(v1);

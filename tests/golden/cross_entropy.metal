@@ -21,9 +21,9 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
                                 device float* note14 [[buffer(3)]],
                                 constant Args& args [[buffer(4)]],
                                 uint3 group [[threadgroup_position_in_grid]],
-                                uint thread [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 64 + int(thread / 4);
-    const uint lane = thread % 4;
+                                uint tid [[thread_index_in_threadgroup]]) {
+    const int team = int(group.x) * 64 + int(tid / 4);
+    const uint lane = tid % 4;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
     const bool first = live && lane == 0;
@@ -35,7 +35,6 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
     tl_fault_in_range(long(v1), args.limit2, live, fault, args.tag2);
     const long v2 = v1;
     const float v11 = args.s11;
-    const float v15 = args.s15;
     float f5 = TlMax<float>::empty();
     for (uint c = 0; c < 1; ++c) {
         const int j = int(c) * 16 + int(lane) * 4;
@@ -98,18 +97,18 @@ kernel void rows_eq_max_sub_exp_1(device const float* note14 [[buffer(0)]],
                                   device float* b1 [[buffer(1)]],
                                   constant Args1& args [[buffer(2)]],
                                   uint3 group [[threadgroup_position_in_grid]],
-                                  uint thread [[thread_index_in_threadgroup]]) {
+                                  uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[32];
     float f14 = TlSum<float>::empty();
-    for (int r = int(thread); r < args.rows; r += 1024) {
+    for (int r = int(tid); r < args.rows; r += 1024) {
         f14 = TlSum<float>::both(f14, note14[r]);
     }
-    f14 = tl_fold_group<TlSum<float>>(f14, team_float, thread, 32);
+    f14 = tl_fold_group<TlSum<float>>(f14, team_float, tid, 32);
     const float v14 = f14;
     const float v15 = args.s15;
     const float v16 = op_div(v14, v15);
     const float v17 = op_neg(v16);
-    if (thread == 0) {
+    if (tid == 0) {
         b1[args.o0_at] = float(v17);
     }
 }

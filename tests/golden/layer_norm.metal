@@ -23,12 +23,11 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
                                  device bfloat* b3 [[buffer(3)]],
                                  constant Args& args [[buffer(4)]],
                                  uint3 group [[threadgroup_position_in_grid]],
-                                 uint thread [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 8 + int(thread / 32);
-    const uint lane = thread % 32;
+                                 uint tid [[thread_index_in_threadgroup]]) {
+    const int team = int(group.x) * 8 + int(tid / 32);
+    const uint lane = tid % 32;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
-    const bool first = live && lane == 0;
     const int r0 = row;
     float k0[32];
     float k5[32];

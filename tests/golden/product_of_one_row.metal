@@ -23,10 +23,10 @@ kernel void matmul(device const float* b0 [[buffer(0)]],
                    device float* b2 [[buffer(2)]],
                    constant Args& args [[buffer(3)]],
                    uint3 group [[threadgroup_position_in_grid]],
-                   uint thread [[thread_index_in_threadgroup]]) {
+                   uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float block[TL_GEMV_BLOCK(1)];
     const Epilogue epilogue = {b0, b1, b2, &args, group.z};
-    tl_gemv_lines<float, 1, true, true>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, group, thread);
+    tl_gemv_lines<float, 1, true, true>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, group, tid);
 }
 // matmul: [4, 1, 1] groups of 256 threads
 

@@ -13,14 +13,14 @@ struct Parts {
 };
 kernel void map_sqr_table(constant Parts& parts [[buffer(0)]],
                           uint3 place [[threadgroup_position_in_grid]],
-                          uint thread [[thread_index_in_threadgroup]]) {
+                          uint tid [[thread_index_in_threadgroup]]) {
     uint part = 0;
     while (part + 1 < parts.count && place.x >= parts.first[part + 1]) ++part;
     const uint3 group = uint3(place.x - parts.first[part], 0, 0);
     constant Args& args = parts.part[part];
     device const float* b0 = args.b0;
     device float* b1 = args.b1;
-    const int packet = int(group.x) * 256 + int(thread);
+    const int packet = int(group.x) * 256 + int(tid);
     const int x0 = packet * 4;
     if (x0 >= args.n) return;
     const uint count = min(int(4), args.n - x0);

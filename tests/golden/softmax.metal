@@ -13,12 +13,11 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
                                  device half* b1 [[buffer(1)]],
                                  constant Args& args [[buffer(2)]],
                                  uint3 group [[threadgroup_position_in_grid]],
-                                 uint thread [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 8 + int(thread / 32);
-    const uint lane = thread % 32;
+                                 uint tid [[thread_index_in_threadgroup]]) {
+    const int team = int(group.x) * 8 + int(tid / 32);
+    const uint lane = tid % 32;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
-    const bool first = live && lane == 0;
     const int r0 = row;
     float k0[32];
     float k4[32];

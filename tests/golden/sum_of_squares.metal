@@ -12,10 +12,10 @@ kernel void rows_sub_sqr_sum(device const float* b0 [[buffer(0)]],
                              device float* partial4 [[buffer(2)]],
                              constant Args& args [[buffer(3)]],
                              uint3 group [[threadgroup_position_in_grid]],
-                             uint thread [[thread_index_in_threadgroup]]) {
+                             uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[32];
     const int row = int(group.x);
-    const uint lane = thread;
+    const uint lane = tid;
     const bool live = true;
     const bool first = lane == 0;
     const uint segment = group.y;
@@ -36,7 +36,7 @@ kernel void rows_sub_sqr_sum(device const float* b0 [[buffer(0)]],
             if (u < count) f4 = TlSum<float>::both(f4, v3);
         }
     }
-    f4 = tl_fold_group<TlSum<float>>(f4, team_float, thread, 8);
+    f4 = tl_fold_group<TlSum<float>>(f4, team_float, tid, 8);
     if (first) partial4[int(segment) * args.rows + row] = f4;
 }
 struct Args1 {
@@ -48,18 +48,17 @@ kernel void rows_sub_sqr_sum_1(device const float* partial4 [[buffer(0)]],
                                device float* b1 [[buffer(1)]],
                                constant Args1& args [[buffer(2)]],
                                uint3 group [[threadgroup_position_in_grid]],
-                               uint thread [[thread_index_in_threadgroup]]) {
+                               uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[32];
     const int row = int(group.x);
-    const uint lane = thread;
-    const bool live = true;
+    const uint lane = tid;
     const bool first = lane == 0;
     const uint segment = group.y;
     float f4 = TlSum<float>::empty();
     for (uint s = lane; s < args.segments; s += 256) {
         f4 = TlSum<float>::both(f4, partial4[int(s) * args.rows + row]);
     }
-    f4 = tl_fold_group<TlSum<float>>(f4, team_float, thread, 8);
+    f4 = tl_fold_group<TlSum<float>>(f4, team_float, tid, 8);
     const float v4 = f4;
     if (first && segment == 0) {
         b1[args.o0_at] = float(v4);

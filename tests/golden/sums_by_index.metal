@@ -16,8 +16,8 @@ kernel void scatter(device const float* b0 [[buffer(0)]],
                     device float* b3 [[buffer(3)]],
                     constant Args& args [[buffer(4)]],
                     uint3 group [[threadgroup_position_in_grid]],
-                    uint thread [[thread_index_in_threadgroup]]) {
-    const int column = int(group.x) * 256 + int(thread);
+                    uint tid [[thread_index_in_threadgroup]]) {
+    const int column = int(group.x) * 256 + int(tid);
     if (column >= args.columns) return;
     const int x0 = column;
     const int to = args.out_at + x0;
@@ -43,8 +43,8 @@ kernel void map_add(device const float* b0 [[buffer(0)]],
                     device float* b2 [[buffer(2)]],
                     constant Args& args [[buffer(3)]],
                     uint3 group [[threadgroup_position_in_grid]],
-                    uint thread [[thread_index_in_threadgroup]]) {
-    const int packet = int(group.x) * 256 + int(thread);
+                    uint tid [[thread_index_in_threadgroup]]) {
+    const int packet = int(group.x) * 256 + int(tid);
     const int x0 = packet * 4;
     if (x0 >= args.n) return;
     const uint count = min(int(4), args.n - x0);

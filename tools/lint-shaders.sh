@@ -42,8 +42,8 @@ assemble() {
     fi
     local part
     for part in "$root/shaders/prelude/lint.h" "${before[@]}" "$file"; do
-        echo "#line 1 \"${part#"$root"/}\""
-        grep -v '^ *# *include *<metal_stdlib>' "$part"
+        printf '\n#line 1 "%s"\n' "${part#"$root"/}"
+        sed 's/^ *# *include *<metal_stdlib>.*//' "$part"
     done
 }
 

@@ -107,6 +107,26 @@ kernel void units_bfloat_large(device const bfloat* a [[buffer(0)]], device cons
     tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 128, 128, 2, 4, 2>(a, b, args.product, block, epilogue, group, index);
 }
 
+kernel void units_half_wide(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(64, 128, 3)];
+    Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 128, 2, 2, 3>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void units_bfloat_small(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(32, 32, 1)];
+    Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 32, 32, 1, 1, 1>(a, b, args.product, block, epilogue, group, index);
+}
+
 kernel void simt_float_64(device const float* a [[buffer(0)]], device const float* b [[buffer(1)]], device float* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {

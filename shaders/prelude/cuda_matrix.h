@@ -44,10 +44,9 @@ inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& from, T* to, ulong 
         asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"                                                   \
                      : "=r"(right)                                                                                     \
                      : "r"(tl_pair(b.elements[0], b.elements[1])));                                                    \
-        float low, high;                                                                                               \
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "  \
-                     "{%7, %8, %9, %9};"                                                                               \
-                     : "=f"(out.elements[0]), "=f"(out.elements[1]), "=f"(low), "=f"(high)                             \
+        asm volatile("{.reg .f32 low, high; mma.sync.aligned.m16n8k8.row.col.f32." NAME "." NAME ".f32 "               \
+                     "{%0, %1, low, high}, {%2, %3}, {%4}, {%5, %6, %7, %7};}"                                         \
+                     : "=f"(out.elements[0]), "=f"(out.elements[1])                                                    \
                      : "r"(left), "r"(0u), "r"(right), "f"(c.elements[0]), "f"(c.elements[1]), "f"(0.0f));             \
         (void)low;                                                                                                     \
         (void)high;                                                                                                    \

@@ -2,7 +2,7 @@
 // does: declarations only, nothing is run. tools/lint-shaders.sh puts this before the kernels' text.
 //
 // Stricter than Metal where the other compilers of the text need it: half and bfloat convert by name only and have
-// no arithmetic, vectors have neither arithmetic nor swizzles, and there is no generic address space to hide in.
+// no arithmetic, and only those names exist that all preludes have.
 
 #pragma OPENCL EXTENSION __cl_clang_non_portable_kernel_param_types : enable
 
@@ -43,7 +43,7 @@ TL_VECTORS(float)
 #define float2(...) make_float2(__VA_ARGS__)
 #define float4(...) make_float4(__VA_ARGS__)
 
-// It has none of enumerations. A class is copied from and to an address space only where it says so.
+// It has none of enumerations.
 #define TL_COPIES(SPACE, NAME, T)      \
     NAME(SPACE const NAME&);           \
     void operator=(const __private NAME&) SPACE; \

@@ -18,11 +18,12 @@ mod scatter;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use args::{Fill, Patch};
+pub(crate) use args::Fill;
+pub(crate) use product::{LibraryEpilogue, SUMS, epilogue_alone, library};
 
 use crate::dtype::DType;
 use crate::schedule::{Kernel, ValueOp};
-use args::Fields;
+use args::{Fields, Patch};
 use emit::Emitter;
 
 /// What a device can run.
@@ -308,7 +309,8 @@ fn source(kernels: &str) -> String {
 }
 
 /// The part of a source that was generated for it.
-pub(crate) fn generated(source: &str) -> &str {
+#[cfg(test)]
+fn generated(source: &str) -> &str {
     source.rsplit_once(MARK).map_or(source, |(_, kernels)| kernels)
 }
 

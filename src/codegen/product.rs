@@ -1,7 +1,7 @@
 //! Matrix products: the templates of `shaders/matmul.metal`, with the kernel's other values as epilogue.
 
 use super::args::{Field, Fill};
-use super::emit::{Chunk, Emitter, class, memory_type, value_type};
+use super::emit::{Chunk, Emitter, memory_type, value_type};
 use super::{Machine, Piece, Rendered};
 use crate::dtype::DType;
 use crate::ops::Elementwise;
@@ -239,9 +239,4 @@ fn contiguous(extents: &[usize]) -> Strides {
         strides[d] = strides[d + 1] * extents[d + 1] as isize;
     }
     strides
-}
-
-/// Whether sums of a product of this dtype are f32.
-pub(crate) fn sums_in_f32(dtype: DType) -> bool {
-    class(dtype) == DType::F32
 }

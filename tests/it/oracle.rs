@@ -12,13 +12,22 @@ macro_rules! on_every_device {
             $(
                 #[test]
                 fn $name() {
-                    tensorlogic::Device::enumerate().iter().for_each(super::$name);
+                    $crate::oracle::devices().iter().for_each(super::$name);
                 }
             )+
         }
     };
 }
 pub(crate) use on_every_device;
+
+/// Every device there is, or those that the environment's `TL_DEVICES` lists by name.
+pub(crate) fn devices() -> Vec<tensorlogic::Device> {
+    let mut devices = tensorlogic::Device::enumerate();
+    if let Ok(names) = std::env::var("TL_DEVICES") {
+        devices.retain(|device| names.split(',').any(|name| name == device.name()));
+    }
+    devices
+}
 
 /// Calls a generic function with the Rust type of a dtype.
 macro_rules! with_type {

@@ -429,6 +429,10 @@ impl Driver for Cuda {
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 
+    fn has_library(&self) -> bool {
+        lock(&self.library).get_or_insert_with(|| self.open_library()).is_ok()
+    }
+
     fn library_product(&self, product: &LibraryProduct) -> DriverResult<bool> {
         let mut library = lock(&self.library);
         match library.get_or_insert_with(|| self.open_library()) {

@@ -165,6 +165,11 @@ pub(crate) trait Driver: Send + Sync {
     /// The device's time between two marks, once both have passed. Gives the marks back.
     fn elapsed(&self, from: Mark, to: Mark) -> DriverResult<Duration>;
 
+    /// Whether there is a vendor's library that multiplies matrices.
+    fn has_library(&self) -> bool {
+        false
+    }
+
     /// Multiplies by the vendor's library; `false` if there is none, or none for this product.
     fn library_product(&self, product: &LibraryProduct) -> DriverResult<bool> {
         let _ = product;

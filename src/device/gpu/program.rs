@@ -1,0 +1,278 @@
+//! What a plan's launches become on a GPU.
+
+use super::driver::{Activation, Function, LibraryProduct, Matrix};
+use super::faults::{FaultSite, Watch};
+use super::queue::{Bound, Launch};
+use super::runtime::{Gpu, bound};
+use crate::codegen::{self, Binding, Call, Fill, LibraryEpilogue, Machine, Rendered, SUMS};
+use crate::device::memory::Storage;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::Scalar;
+use crate::ops::Elementwise;
+use crate::schedule::{Gemm, Kernel, Operand, Part};
+use smallvec::SmallVec;
+use std::sync::{Arc, OnceLock};
+
+/// Multiplications from which on a vendor's library multiplies.
+const LIBRARY_WORK: usize = 1 << 21;
+/// Multiplications, and depth, from which on a library's product and a kernel for what follows beat one
+/// kernel of ours that does both: the sums then travel through memory once more.
+const PAIR_WORK: usize = 1 << 28;
+const PAIR_DEPTH: usize = 512;
+
+/// One launch of a plan.
+pub(crate) struct Program(Vec<Step>);
+
+enum Step {
+    Kernels(Kernels),
+    Product(Box<Product>),
+}
+
+/// Dispatches of one source.
+struct Kernels {
+    rendered: Rendered,
+    /// Of each call, once they are compiled.
+    functions: OnceLock<Vec<Function>>,
+}
+
+/// A product that a vendor's library computes, if it can.
+struct Product {
+    gemm: Gemm,
+    epilogue: LibraryEpilogue,
+    /// What follows the library's sums, where it cannot do that itself.
+    then: Option<Kernels>,
+    /// Our own kernel for all of it.
+    otherwise: Kernels,
+}
+
+/// What a run of programs works on.
+pub(crate) struct Bindings<'a> {
+    /// The memory of a node.
+    pub storage: &'a dyn Fn(u32) -> Result<&'a Arc<Storage>>,
+    /// The plan's scalar inputs.
+    pub params: &'a [Scalar],
+    /// Where a node's index that is not below a limit is reported.
+    pub site: &'a dyn Fn(u32, usize) -> FaultSite,
+    /// There, if the plan reads indices.
+    pub watch: Option<&'a Watch>,
+}
+
+impl Program {
+    /// The programs of a plan's launches; all their kernels are ready to run.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn compile(gpu: &Gpu, steps: &[Vec<Part>], dtype: &dyn Fn(u32) -> DType) -> Result<Vec<Program>> {
+        let limits = gpu.limits();
+        let machine = Machine {
+            threads: limits.threads,
+            threadgroup_bytes: limits.threadgroup_bytes,
+            argument_bytes: limits.argument_bytes,
+            parallel_groups: limits.parallel_groups,
+            matrix_units: limits.matrix_units,
+        };
+        let programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, &machine, dtype)).collect();
+        let needed = programs.iter().flat_map(|program| &program.0).flat_map(|step| match step {
+            Step::Kernels(kernels) => kernels.entries(),
+            Step::Product(product) => product.then.as_ref().map_or(Vec::new(), Kernels::entries),
+        });
+        gpu.prepare(&needed.collect::<Vec<_>>())?;
+        Ok(programs)
+    }
+
+    fn of(gpu: &Gpu, parts: &[Part], machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Program {
+        let kernels: Vec<&Kernel> = parts.iter().map(|part| &part.kernel).collect();
+        let mut rendered = codegen::render(&kernels, machine, dtype);
+        let product = match (&kernels[..], &rendered[..]) {
+            ([kernel], [_]) if gpu.has_library() => Product::plan(kernel, machine, dtype),
+            _ => None,
+        };
+        if let (Some((gemm, epilogue, then)), Some(own)) = (product, rendered.pop()) {
+            let then = then.map(Kernels::new);
+            return Program(vec![Step::Product(Box::new(Product { gemm, epilogue, then, otherwise: Kernels::new(own) }))]);
+        }
+        Program(codegen::render(&kernels, machine, dtype).into_iter().map(|r| Step::Kernels(Kernels::new(r))).collect())
+    }
+
+    /// Submits the launch.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn run(&self, gpu: &Gpu, bindings: &Bindings) -> Result<()> {
+        for step in &self.0 {
+            match step {
+                Step::Kernels(kernels) => kernels.run(gpu, bindings, None)?,
+                Step::Product(product) => product.run(gpu, bindings)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Kernels {
+    fn new(rendered: Rendered) -> Kernels {
+        Kernels { rendered, functions: OnceLock::new() }
+    }
+
+    fn entries(&self) -> Vec<(&str, &str)> {
+        self.rendered.calls.iter().map(|call| (&self.rendered.source[..], &call.name[..])).collect()
+    }
+
+    fn functions(&self, gpu: &Gpu) -> Result<&[Function]> {
+        if let Some(functions) = self.functions.get() {
+            return Ok(functions);
+        }
+        let functions = self.entries().into_iter().map(|(source, name)| gpu.function(source, name));
+        let functions = functions.collect::<Result<Vec<_>>>()?;
+        Ok(self.functions.get_or_init(|| functions))
+    }
+
+    /// `sums` is the memory of [`SUMS`].
+    fn run(&self, gpu: &Gpu, bindings: &Bindings, sums: Option<&Storage>) -> Result<()> {
+        let functions = self.functions(gpu)?;
+        let scratch = self.rendered.scratch.iter().map(|&bytes| Storage::new(&gpu.pool, bytes));
+        let scratch = scratch.collect::<Result<SmallVec<[Storage; 2]>>>()?;
+        let memory = |binding: &Binding| -> Result<Bound> {
+            match *binding {
+                Binding::Read(SUMS) => {
+                    bound(sums.ok_or_else(|| Error::internal("gpu::program", "no sums to read"))?, false)
+                }
+                Binding::Read(node) => bound((bindings.storage)(node)?, false),
+                Binding::Write(node) => bound((bindings.storage)(node)?, true),
+                Binding::Scratch(i, writes) => bound(&scratch[i], writes),
+                Binding::Fault => {
+                    let record = bindings.watch.and_then(Watch::record);
+                    record.ok_or_else(|| Error::internal("gpu::program", "no record for faults"))
+                }
+            }
+        };
+        for (call, &function) in self.rendered.calls.iter().zip(functions) {
+            let buffers = call.buffers.iter().map(memory).collect::<Result<SmallVec<[Bound; 8]>>>()?;
+            let mut indirect: SmallVec<[Bound; 8]> = SmallVec::new();
+            let args = arguments(call, bindings, |binding| {
+                let bound = memory(binding)?;
+                indirect.push(bound);
+                Ok(bound.address.0)
+            })?;
+            let Call { name, groups, threads, .. } = call;
+            let (groups, threads) = (*groups, *threads);
+            gpu.submit(&Launch { function, name, groups, threads, buffers: &buffers, args: &args, indirect: &indirect })?;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a call's arguments, with everything filled in.
+fn arguments(
+    call: &Call,
+    bindings: &Bindings,
+    mut address: impl FnMut(&Binding) -> Result<u64>,
+) -> Result<SmallVec<[u8; 256]>> {
+    let mut bytes: SmallVec<[u8; 256]> = SmallVec::from_slice(&call.args);
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    for patch in &call.patches {
+        match &patch.fill {
+            Fill::Param(param, class) => put_scalar(bindings.params[*param as usize], *class, |v| put(patch.at, v)),
+            Fill::Tag { node, limit } => {
+                let site = (bindings.site)(*node, *limit);
+                put(patch.at, &bindings.watch.map_or(0, |watch| watch.tag(site)).to_le_bytes());
+            }
+            Fill::Address(binding) => put(patch.at, &address(binding)?.to_le_bytes()),
+            Fill::Known(_) | Fill::Product(..) => {}
+        }
+    }
+    Ok(bytes)
+}
+
+/// A scalar as the kernel's arguments hold it.
+fn put_scalar(scalar: Scalar, class: DType, mut put: impl FnMut(&[u8])) {
+    let (float, int) = match scalar {
+        Scalar::Float(x) => (x, x as i64),
+        Scalar::Int(i) => (i as f64, i),
+    };
+    match class {
+        DType::F32 => put(&(float as f32).to_le_bytes()),
+        DType::I64 => put(&int.to_le_bytes()),
+        DType::U8 => put(&u32::from(int as u8).to_le_bytes()),
+        _ => put(&(int as i32).to_le_bytes()),
+    }
+}
+
+impl Product {
+    /// How a library may compute a kernel, if it is worth it: the product, its epilogue, and the kernel that
+    /// follows if that is not all.
+    fn plan(
+        kernel: &Kernel,
+        machine: &Machine,
+        dtype: &dyn Fn(u32) -> DType,
+    ) -> Option<(Gemm, LibraryEpilogue, Option<Rendered>)> {
+        let gemm = kernel.gemm.clone()?;
+        let work = gemm.m * gemm.n * gemm.k * gemm.products();
+        let float = matches!(gemm.dtype, DType::F16 | DType::BF16 | DType::F32);
+        if !float || gemm.batch.len() > 1 || gemm.m.min(gemm.n) <= 4 || work < LIBRARY_WORK {
+            return None;
+        }
+        if let Some(epilogue) = codegen::library(kernel, dtype) {
+            return Some((gemm, epilogue, None));
+        }
+        if work < PAIR_WORK || gemm.k < PAIR_DEPTH {
+            return None;
+        }
+        let then = codegen::epilogue_alone(kernel, machine, dtype);
+        let epilogue = LibraryEpilogue { bias: None, activation: None, output: SUMS, dtype: DType::F32 };
+        Some((gemm, epilogue, Some(then)))
+    }
+
+    fn run(&self, gpu: &Gpu, bindings: &Bindings) -> Result<()> {
+        let Product { gemm, epilogue, then, otherwise } = self;
+        let sums = match then {
+            Some(_) => Some(Storage::new(&gpu.pool, gemm.m * gemm.n * gemm.products() * 4)?),
+            None => None,
+        };
+        let matrix = |operand: &Operand| -> Result<(Bound, Matrix)> {
+            let memory = bound((bindings.storage)(operand.node)?, false)?;
+            let address = memory.address.at(operand.offset as usize * gemm.dtype.size());
+            let batch_stride = operand.batch.first().copied().unwrap_or(0);
+            let (row_stride, col_stride) = (operand.row_stride, operand.col_stride);
+            Ok((memory, Matrix { address, row_stride, col_stride, batch_stride }))
+        };
+        let ((a_memory, a), (b_memory, b)) = (matrix(&gemm.a)?, matrix(&gemm.b)?);
+        let out_memory = match &sums {
+            Some(sums) => bound(sums, true)?,
+            None => bound((bindings.storage)(epilogue.output)?, true)?,
+        };
+        let mut buffers: SmallVec<[Bound; 4]> = [a_memory, b_memory, out_memory].into_iter().collect();
+        let mut bias = None;
+        if let Some((node, offset)) = epilogue.bias {
+            let memory = bound((bindings.storage)(node)?, false)?;
+            buffers.push(memory);
+            bias = Some(memory.address.at(offset * epilogue.dtype.size()));
+        }
+        let (row_stride, batch_stride) = (gemm.n as isize, (gemm.m * gemm.n) as isize);
+        let product = LibraryProduct {
+            dtype: gemm.dtype,
+            out_dtype: epilogue.dtype,
+            m: gemm.m,
+            n: gemm.n,
+            k: gemm.k,
+            batch: gemm.products(),
+            a,
+            b,
+            out: Matrix { address: out_memory.address, row_stride, col_stride: 1, batch_stride },
+            bias,
+            activation: match epilogue.activation {
+                Some(Elementwise::Relu) => Activation::Relu,
+                Some(_) => Activation::Gelu,
+                None => Activation::None,
+            },
+        };
+        if !gpu.library_product(&product, &buffers)? {
+            return otherwise.run(gpu, bindings, None);
+        }
+        match then {
+            Some(then) => then.run(gpu, bindings, sums.as_ref()),
+            None => Ok(()),
+        }
+    }
+}

@@ -48,8 +48,6 @@ inline void simdgroup_store(const simdgroup_matrix<T, 8, 8>& from, T* to, ulong 
                      "{%0, %1, low, high}, {%2, %3}, {%4}, {%5, %6, %7, %7};}"                                         \
                      : "=f"(out.elements[0]), "=f"(out.elements[1])                                                    \
                      : "r"(left), "r"(0u), "r"(right), "f"(c.elements[0]), "f"(c.elements[1]), "f"(0.0f));             \
-        (void)low;                                                                                                     \
-        (void)high;                                                                                                    \
     }
 TL_MULTIPLY_8(half, "f16")
 TL_MULTIPLY_8(bfloat, "bf16")

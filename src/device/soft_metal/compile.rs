@@ -10,13 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const PRELUDE: &str = include_str!("../../../shaders/prelude/host.h");
 const HOOKS: &str = include_str!("../../../shaders/prelude/host_hooks.cpp");
 
+/// What messages call a kernel's source.
+const SOURCE: &str = "kernel.metal";
+
 /// What kernels are compiled with. Checked code is compiled for the thread sanitizer, whose calls our own hooks
-/// answer; what merges or moves accesses is switched off. A small kernel takes 70 ms (g++ 12, 2026-11).
-const KERNEL_FLAGS: [&str; 8] = [
+/// answer; what merges, splits or moves accesses is switched off. A small kernel takes 70 ms (g++ 12, 2026-11).
+const KERNEL_FLAGS: [&str; 10] = [
     "-O1",
     "-fsanitize=thread",
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
+    "-fno-tree-sra",
+    "-g1",
     "-pipe",
     "-shared",
     "-nostdlib",
@@ -62,7 +67,7 @@ impl Compiler {
 
     /// The shared library of a source in Metal Shading Language.
     pub fn compile(&self, source: &str) -> Result<Vec<u8>, String> {
-        let text = format!("{PRELUDE}#line 1 \"kernel.metal\"\n{}", translate(source, Target::Host)?);
+        let text = format!("{PRELUDE}#line 1 \"{SOURCE}\"\n{}", translate(source, Target::Host)?);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let input = self.write(&format!("{serial}.cpp"), text.as_bytes())?;
         let output = self.folder.join(format!("{serial}.out"));
@@ -79,9 +84,7 @@ impl Compiler {
     pub fn load(&self, binary: &[u8], name: &str) -> Result<Kernel, String> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let path = self.write(&format!("{serial}.so"), binary)?;
-        let kernel = Kernel::open(&path, name);
-        let _ = std::fs::remove_file(&path);
-        kernel.map_err(|reason| format!("kernel {name}: {reason}"))
+        Kernel::open(path, name).map_err(|reason| format!("kernel {name}: {reason}"))
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, String> {
@@ -115,15 +118,16 @@ pub(super) struct Kernel {
     pub cooperative: bool,
     /// The addresses between which the library lies.
     pub image: (usize, usize),
+    path: PathBuf,
     _library: libloading::Library,
 }
 
 impl Kernel {
-    fn open(path: &Path, name: &str) -> Result<Kernel, String> {
+    fn open(path: PathBuf, name: &str) -> Result<Kernel, String> {
         let text = |e: libloading::Error| e.to_string();
         // SAFETY: the library comes from `Compiler::compile` (the caller of `load` vouches for its bytes), and has no
         // initialisers but the sanitizer's, which does nothing.
-        let library = unsafe { libloading::Library::new(path) }.map_err(text)?;
+        let library = unsafe { libloading::Library::new(&path) }.map_err(text)?;
         let symbol = format!("tl_entry_{name}");
         // SAFETY: `TL_ENTRY` of shaders/prelude/host.h gives what has this name this type. The library stays loaded
         // as long as the kernel is there.
@@ -140,7 +144,17 @@ impl Kernel {
             unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
         };
         let cooperative = ["tl_barrier", "tl_exchange", "tl_threadgroup"].into_iter().any(has);
-        Ok(Kernel { entry, cooperative, image: (image[0] as usize, image[1] as usize), _library: library })
+        Ok(Kernel { entry, cooperative, image: (image[0] as usize, image[1] as usize), path, _library: library })
+    }
+
+    /// The line of the source that a call returns to, if the tool that knows is there: `kernel.metal:12`.
+    pub fn line(&self, caller: usize) -> Option<String> {
+        let call = caller.checked_sub(self.image.0 + 1)?;
+        let run =
+            Command::new("addr2line").args(["-i", "-e"]).arg(&self.path).arg(format!("{call:#x}")).output().ok()?;
+        let frames = String::from_utf8_lossy(&run.stdout).into_owned();
+        let line = frames.lines().find_map(|frame| frame.split('/').next_back().filter(|f| f.starts_with(SOURCE)))?;
+        Some(line.split(' ').next()?.into())
     }
 
     /// Runs the kernel for one thread.

@@ -77,8 +77,8 @@ thread_local! {
 /// `TlRuntime` of the prelude.
 #[repr(C)]
 pub(super) struct Runtime {
-    access: extern "C" fn(usize, u32, u32, *const c_void),
-    atomic: extern "C" fn(*mut u32, u32, u32, *const c_void) -> u32,
+    access: extern "C" fn(usize, u32, u32, usize),
+    atomic: extern "C" fn(*mut u32, u32, u32, usize) -> u32,
     barrier: extern "C" fn(u32, u32, i32),
     exchange: extern "C" fn(*const u8, u32, i32) -> *const c_void,
     threadgroup: extern "C" fn(u32, u32) -> *mut u8,
@@ -104,14 +104,20 @@ fn allow<T>(checked: Result<T, Abandoned>) -> T {
     checked.unwrap_or_else(|Abandoned| abandon())
 }
 
-extern "C" fn access(address: usize, bytes: u32, flags: u32, _caller: *const c_void) {
-    let access =
-        Access { address, bytes: bytes as usize, writes: flags & 1 != 0, atomic: false, aligned: flags & 2 != 0 };
+extern "C" fn access(address: usize, bytes: u32, flags: u32, caller: usize) {
+    let access = Access {
+        address,
+        bytes: bytes as usize,
+        writes: flags & 1 != 0,
+        atomic: false,
+        aligned: flags & 2 != 0,
+        caller,
+    };
     allow(STATE.with_borrow_mut(|s| s.checker.access(access)));
 }
 
-extern "C" fn atomic(at: *mut u32, operation: u32, operand: u32, _caller: *const c_void) -> u32 {
-    let access = Access { address: at.addr(), bytes: 4, writes: operation != 0, atomic: true, aligned: true };
+extern "C" fn atomic(at: *mut u32, operation: u32, operand: u32, caller: usize) -> u32 {
+    let access = Access { address: at.addr(), bytes: 4, writes: operation != 0, atomic: true, aligned: true, caller };
     allow(STATE.with_borrow_mut(|s| s.checker.access(access)));
     // SAFETY: the checker has found the address in bound memory. No other thread touches that.
     unsafe {

@@ -139,7 +139,7 @@ impl SoftMetal {
     }
 
     fn limit(&self, name: &str, detail: String) -> DriverResult<()> {
-        let fault = Fault { kind: FaultKind::Limit, kernel: name.into(), detail };
+        let fault = Fault { kind: FaultKind::Limit, kernel: name.into(), detail, caller: 0 };
         let text = fault.to_string();
         lock(&self.shared.progress).faults.push(fault);
         Err(text)

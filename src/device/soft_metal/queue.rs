@@ -38,7 +38,7 @@ pub(super) enum Command {
 
 /// Runs commands until nobody can send any more.
 pub(super) fn serve(commands: Receiver<Command>, shared: &Shared, seed: u64) {
-    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new() };
+    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new(), args: vec![0; 3 * ARGS_GUARD] };
     for command in commands {
         queue.execute(command);
     }
@@ -49,7 +49,12 @@ struct Queue<'a> {
     runner: Runner,
     /// Of each allocation that a dispatch has bound, by its start.
     shadows: HashMap<usize, Shadow>,
+    /// The arguments of a dispatch, between words that belong to nobody.
+    args: Vec<u128>,
 }
+
+/// Words before and behind arguments.
+const ARGS_GUARD: usize = 1024;
 
 impl Queue<'_> {
     fn execute(&mut self, command: Command) {
@@ -93,7 +98,7 @@ impl Queue<'_> {
     }
 
     fn fault(&self, what: &str, kind: FaultKind, detail: String) {
-        self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail }]);
+        self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail, caller: 0 }]);
     }
 
     /// The bytes at an address, if they all belong to one allocation.
@@ -138,6 +143,7 @@ impl Queue<'_> {
                     kind: FaultKind::Unbound,
                     kernel: work.name.clone(),
                     detail: format!("{name} at {address:#x} is no live allocation"),
+                    caller: 0,
                 }),
             }
         }
@@ -154,7 +160,7 @@ impl Queue<'_> {
         let Some(regions) = self.bind(work) else {
             return;
         };
-        let mut args = vec![0u128; work.args.len().div_ceil(16)];
+        let args = &mut self.args[ARGS_GUARD..];
         for (word, bytes) in args.iter_mut().zip(work.args.chunks(16)) {
             let mut full = [0; 16];
             full[..bytes.len()].copy_from_slice(bytes);
@@ -165,7 +171,7 @@ impl Queue<'_> {
             groups: work.groups,
             threads: work.threads,
             buffers: &work.buffers,
-            args: &args,
+            args,
             args_bytes: work.args.len(),
         };
         STATE.with_borrow_mut(|s| {
@@ -175,8 +181,13 @@ impl Queue<'_> {
         if let Err(reason) = self.runner.run(&launch) {
             self.fault(&work.name, FaultKind::Limit, reason);
         }
-        let (regions, faults) =
+        let (regions, mut faults) =
             STATE.with_borrow_mut(|s| (std::mem::take(&mut s.checker.regions), std::mem::take(&mut s.checker.faults)));
+        for fault in &mut faults {
+            if let Some(line) = work.kernel.line(fault.caller) {
+                fault.detail += &format!(", {line}");
+            }
+        }
         self.count(work, &regions);
         self.shadows.extend(regions.into_iter().map(|r| (r.start, r.shadow)));
         self.shared.report(faults);

@@ -156,7 +156,9 @@ impl Checker {
             *(if writes { &mut region.stored } else { &mut region.loaded }) += bytes as u64;
             let offset = address - region.start;
             let clock = &self.clocks[DEVICE];
-            if let Some(conflict) = region.shadow.access(offset, bytes, writes, atomic, clock, self.thread, false) {
+            if let Some(conflict) =
+                region.shadow.access(offset, bytes, writes, clock, clock.stamp(self.thread, atomic), false)
+            {
                 let place = format!("{} + {offset}", region.name);
                 self.conflict(conflict, access, &place, DEVICE);
             }
@@ -182,7 +184,8 @@ impl Checker {
             return Err(self.fault_at(FaultKind::OutOfBounds, detail, access.caller));
         }
         let clock = &self.clocks[THREADGROUP];
-        if let Some(conflict) = self.threadgroup_shadow.access(offset, bytes, writes, atomic, clock, self.thread, true)
+        if let Some(conflict) =
+            self.threadgroup_shadow.access(offset, bytes, writes, clock, clock.stamp(self.thread, atomic), true)
         {
             self.conflict(conflict, access, &place(), THREADGROUP);
         }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const PRELUDE: &str = include_str!("../../../shaders/prelude/host.h");
+const MATRIX: &str = include_str!("../../../shaders/prelude/host_matrix.h");
 const HOOKS: &str = include_str!("../../../shaders/prelude/host_hooks.cpp");
 
 /// What messages call a kernel's source.
@@ -67,7 +68,9 @@ impl Compiler {
 
     /// The shared library of a source in Metal Shading Language.
     pub fn compile(&self, source: &str) -> Result<Vec<u8>, String> {
-        let text = format!("{PRELUDE}#line 1 \"{SOURCE}\"\n{}", translate(source, Target::Host)?);
+        // Not for the others, which would pay for it.
+        let matrix = if source.contains("simdgroup_matrix") || source.contains("8x8") { MATRIX } else { "" };
+        let text = format!("{PRELUDE}{matrix}#line 1 \"{SOURCE}\"\n{}", translate(source, Target::Host)?);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let input = self.write(&format!("{serial}.cpp"), text.as_bytes())?;
         let output = self.folder.join(format!("{serial}.out"));

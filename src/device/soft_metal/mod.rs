@@ -293,6 +293,9 @@ impl Driver for SoftMetal {
                 progress.marks.remove(&to.0);
                 return Ok(end.saturating_duration_since(start));
             }
+            if progress.done == u64::MAX {
+                return Err("the queue's thread has ended".into());
+            }
             progress = self.shared.moved.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }

@@ -38,9 +38,24 @@ pub(super) enum Command {
 
 /// Runs commands until nobody can send any more.
 pub(super) fn serve(commands: Receiver<Command>, shared: &Shared, seed: u64) {
+    let _ended = Ended(shared);
     let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new(), args: vec![0; 3 * ARGS_GUARD] };
     for command in commands {
         queue.execute(command);
+    }
+}
+
+/// Lets go of whoever waits when the queue's thread ends, which before its time it does by a panic only.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress();
+        progress.done = u64::MAX;
+        if std::thread::panicking() {
+            progress.error = Some("the queue's thread panicked".into());
+        }
+        self.0.moved.notify_all();
     }
 }
 

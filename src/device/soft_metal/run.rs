@@ -102,8 +102,10 @@ impl Runner {
         while self.fibers.len() < fibers {
             self.fibers.push(Fiber::new(self.fibers.len())?);
         }
-        let [x, y, z] = launch.groups;
-        let mut order: Vec<u32> = (0..x * y * z).collect();
+        let [x, y, _] = launch.groups;
+        let groups = launch.groups.iter().map(|&n| u64::from(n)).product::<u64>();
+        let groups = u32::try_from(groups).map_err(|_| format!("{groups} groups are too many"))?;
+        let mut order: Vec<u32> = (0..groups).collect();
         self.shuffle(&mut order);
         for group in order {
             let context = Context {

@@ -223,6 +223,39 @@ fn errors_of_the_compiler_come_back() {
 }
 
 #[test]
+fn simdgroups_multiply_matrices() {
+    let text = "
+kernel void test(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]],
+                 device float* c [[buffer(2)]], uint t [[thread_index_in_threadgroup]]) {
+    threadgroup half left[64];
+    threadgroup half right[64];
+    threadgroup float sums[64];
+    for (uint i = t; i < 64; i += 32) { left[i] = a[i]; right[i] = b[i]; }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    simdgroup_half8x8 x;
+    simdgroup_half8x8 y;
+    simdgroup_float8x8 z = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
+    simdgroup_load(x, left, 8);
+    simdgroup_load(y, right, 8, ulong2(0, 0), true);
+    simdgroup_multiply_accumulate(z, x, y, z);
+    simdgroup_store(z, sums, 8);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = t; i < 64; i += 32) c[i] = sums[i];
+}";
+    let bench = Bench::new();
+    let (a, b) = (0..64).map(|i| ((i % 7) as f32, (i % 5) as f32)).unzip::<f32, f32, Vec<_>, Vec<_>>();
+    let buffers = [bench.buffer(&halves(a.clone())), bench.buffer(&halves(b.clone())), bench.buffer(&floats(64))];
+    bench.dispatch(bench.load(text, "test"), 1, 32, &buffers, &[]);
+    expect("a product", &bench.found(), None);
+    let product = |at: usize| 1.0 + (0..8).map(|k| a[at / 8 * 8 + k] * b[at % 8 * 8 + k]).sum::<f32>();
+    assert_eq!(bench.floats(buffers[2], 64), (0..64).map(product).collect::<Vec<_>>());
+    let overrun = replaced(text, "sums[64]", 1, "sums[63]").replace("c[i] = sums[i]", "c[i] = sums[0]");
+    bench.device.barrier();
+    bench.dispatch(bench.load(&overrun, "test"), 1, 32, &buffers, &[]);
+    expect("a store beyond the tile", &bench.found(), Some(FaultKind::OutOfBounds));
+}
+
+#[test]
 #[ignore = "a measurement"]
 fn speed() {
     let bench = Bench::new();
@@ -230,7 +263,7 @@ fn speed() {
     let (a, b) = (bench.buffer(&vec![0; 4 * n]), bench.buffer(&vec![0; 4 * n]));
     let record = bench.buffer(&[0; 16]);
     let function = bench.load(&replaced(DOUBLE, "if (i % 2 == 0) ", 1, "if (false) "), "test");
-    for (what, tiles) in [("plain", false), ("threadgroup", true)] {
+    for (what, tiles) in [("plain", false), ("plain again", false), ("threadgroup", true)] {
         let text = "
 kernel void test(device float* a [[buffer(0)]], uint g [[threadgroup_position_in_grid]], uint t [[thread_index_in_threadgroup]]) {
     threadgroup float tile[256];
@@ -243,6 +276,7 @@ kernel void test(device float* a [[buffer(0)]], uint g [[threadgroup_position_in
     }
     a[g * 256 + t] = sum;
 }";
+        bench.device.barrier();
         let start = Instant::now();
         let accesses = if tiles {
             let function = bench.load(text, "test");

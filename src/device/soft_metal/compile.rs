@@ -16,18 +16,20 @@ const SOURCE: &str = "kernel.metal";
 
 /// What kernels are compiled with. Checked code is compiled for the thread sanitizer, whose calls our own hooks
 /// answer; what merges, splits or moves accesses is switched off. A small kernel takes 70 ms (g++ 12, 2026-11).
-const KERNEL_FLAGS: [&str; 10] = [
+const KERNEL_FLAGS: [&str; 9] = [
     "-O1",
     "-fsanitize=thread",
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
-    "-fno-tree-sra",
     "-g1",
     "-pipe",
     "-shared",
     "-nostdlib",
     "-lm",
 ];
+
+/// Keeps vectors in one piece; clang has no such flag.
+const GCC_FLAGS: [&str; 1] = ["-fno-tree-sra"];
 
 const COMMON_FLAGS: [&str; 9] = [
     "-std=c++17",
@@ -44,6 +46,8 @@ const COMMON_FLAGS: [&str; 9] = [
 /// A folder for the compiler's files, and the compiled hooks in it.
 pub(super) struct Compiler {
     program: OsString,
+    /// What it says of itself.
+    version: String,
     folder: PathBuf,
     serial: AtomicU64,
 }
@@ -55,7 +59,10 @@ impl Compiler {
         let folder = std::env::temp_dir().join(format!("tensorlogic-soft-{}-{serial}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let program = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let compiler = Compiler { program, folder, serial: AtomicU64::new(0) };
+        let asked = Command::new(&program).arg("--version").output();
+        let asked = asked.map_err(|e| format!("{}, the C++ compiler: {e}", program.to_string_lossy()))?;
+        let version = String::from_utf8_lossy(&asked.stdout).lines().next().unwrap_or_default().to_string();
+        let compiler = Compiler { program, version, folder, serial: AtomicU64::new(0) };
         let source = compiler.write("hooks.cpp", [PRELUDE, HOOKS].concat().as_bytes())?;
         compiler.run(&["-O2", "-c"], &[&source], &compiler.folder.join("hooks.o"))?;
         Ok(compiler)
@@ -63,7 +70,7 @@ impl Compiler {
 
     /// The compiler's name, as the key of a cache has it.
     pub fn name(&self) -> String {
-        format!("soft-metal {}", self.program.to_string_lossy())
+        format!("soft-metal {}", self.version)
     }
 
     /// The shared library of a source in Metal Shading Language.
@@ -98,6 +105,9 @@ impl Compiler {
 
     fn run(&self, flags: &[&str], inputs: &[&Path], output: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
+        if !self.version.contains("clang") {
+            command.args(GCC_FLAGS);
+        }
         command.args(COMMON_FLAGS).args(inputs).args(flags).arg("-o").arg(output);
         let run = command.output().map_err(|e| format!("{}: {e}", self.program.to_string_lossy()))?;
         if !run.status.success() {

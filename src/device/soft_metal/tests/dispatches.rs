@@ -289,7 +289,10 @@ kernel void test(device float* a [[buffer(0)]], uint g [[threadgroup_position_in
         expect(what, &bench.found(), None);
         println!("{what}: {:.1} M accesses a second", accesses as f64 / start.elapsed().as_secs_f64() / 1e6);
     }
-    let source = format!("#include <metal_stdlib>\nusing namespace metal;\n{}\n{DOUBLE}", include_str!("../../../../shaders/functors.metal"));
+    let source = format!(
+        "#include <metal_stdlib>\nusing namespace metal;\n{}\n{DOUBLE}",
+        include_str!("../../../../shaders/functors.metal")
+    );
     let start = Instant::now();
     for _ in 0..20 {
         bench.device.compile(&source).unwrap();

@@ -5,7 +5,7 @@
 use super::check::{Abandoned, Access, Checker};
 use super::shadow::LANES;
 use corosensei::Yielder;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 
 /// `uint3` of the prelude.
@@ -65,6 +65,9 @@ pub(super) struct State {
 }
 
 thread_local! {
+    /// The addresses between which the stack of the running coroutine lies: nobody else's business.
+    pub(super) static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+
     pub(super) static STATE: RefCell<State> = RefCell::new(State {
         checker: Checker::new(),
         coroutine: 0,
@@ -105,6 +108,10 @@ fn allow<T>(checked: Result<T, Abandoned>) -> T {
 }
 
 extern "C" fn access(address: usize, bytes: u32, flags: u32, caller: usize) {
+    let (limit, base) = STACK.get();
+    if limit <= address && address + bytes as usize <= base {
+        return;
+    }
     let access = Access {
         address,
         bytes: bytes as usize,

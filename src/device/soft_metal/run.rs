@@ -2,14 +2,14 @@
 
 use super::compile::Kernel;
 use super::fault::FaultKind;
-use super::hooks::{Context, Event, Position, STATE, Task};
+use super::hooks::{Context, Event, Position, STACK, STATE, Task};
 use super::shadow::LANES;
 use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, Yielder};
 use std::convert::Infallible;
 
 /// Bytes of a thread's stack.
-const STACK: usize = 64 << 10;
+const STACK_BYTES: usize = 64 << 10;
 
 /// A dispatch, with its addresses looked up.
 pub(super) struct Launch<'a> {
@@ -31,7 +31,7 @@ struct Fiber {
 
 impl Fiber {
     fn new(index: usize) -> Result<Fiber, String> {
-        let stack = DefaultStack::new(STACK).map_err(|e| format!("a stack of {STACK} bytes: {e}"))?;
+        let stack = DefaultStack::new(STACK_BYTES).map_err(|e| format!("a stack of {STACK_BYTES} bytes: {e}"))?;
         let range = (stack.limit().get(), stack.base().get());
         let body = move |yielder: &Yielder<Task, Event>, mut task: Task| loop {
             STATE.with_borrow_mut(|s| s.yielders[index] = yielder);
@@ -93,11 +93,8 @@ impl Runner {
             s.slots.resize(threads.div_ceil(LANES as usize), [[[0; 16]; LANES as usize]; 2]);
             let slots = s.slots.as_ptr_range();
             let args = launch.args.as_ptr().addr();
-            s.checker.quiet[1..].copy_from_slice(&[
-                launch.kernel.image,
-                (args, args + launch.args_bytes),
-                (slots.start.addr(), slots.end.addr()),
-            ]);
+            s.checker.quiet =
+                [launch.kernel.image, (args, args + launch.args_bytes), (slots.start.addr(), slots.end.addr())];
         });
         while self.fibers.len() < fibers {
             self.fibers.push(Fiber::new(self.fibers.len())?);
@@ -138,10 +135,8 @@ impl Runner {
     /// Goes on with a coroutine until it gives control back.
     fn resume(&mut self, index: usize, task: Task) -> Result<(), Stopped> {
         let fiber = &mut self.fibers[index];
-        STATE.with_borrow_mut(|s| {
-            s.coroutine = index;
-            s.checker.quiet[0] = fiber.stack;
-        });
+        STATE.with_borrow_mut(|s| s.coroutine = index);
+        STACK.set(fiber.stack);
         let corosensei::CoroutineResult::Yield(event) = fiber.coroutine.resume(task);
         fiber.last = event;
         if event == Event::Abandoned { Err(Stopped) } else { Ok(()) }

@@ -117,7 +117,7 @@ impl Runner {
             STATE.with_borrow_mut(|s| s.checker.start_group(group));
             let mut threads: Vec<u32> = (0..launch.threads).collect();
             let done = if launch.kernel.cooperative {
-                self.together(launch.kernel, context, &mut threads)
+                self.together(launch.kernel, context, &threads)
             } else {
                 self.shuffle(&mut threads);
                 let task = Task { kernel: launch.kernel, context, threads: threads.as_ptr(), count: threads.len() };
@@ -143,15 +143,14 @@ impl Runner {
     }
 
     /// Runs a group whose threads wait for one another.
-    fn together(&mut self, kernel: &Kernel, context: Context, threads: &mut [u32]) -> Result<(), Stopped> {
+    fn together(&mut self, kernel: &Kernel, context: Context, threads: &[u32]) -> Result<(), Stopped> {
         STATE.with_borrow_mut(|s| s.exchanges.fill(0));
         let count = threads.len();
-        let numbers: Vec<u32> = threads.to_vec();
         let mut simdgroups: Vec<u32> = (0..count as u32 / LANES).collect();
         loop {
             self.shuffle(&mut simdgroups);
             for &simdgroup in &simdgroups {
-                self.simdgroup(kernel, context, &numbers, simdgroup)?;
+                self.simdgroup(kernel, context, threads, simdgroup)?;
             }
             // Each thread is at its end or at a barrier of the group: the same one.
             let first = self.fibers[0].last;
@@ -166,14 +165,14 @@ impl Runner {
     }
 
     /// Runs a simdgroup until each of its threads is at its end or at a barrier of the group.
-    fn simdgroup(&mut self, kernel: &Kernel, context: Context, numbers: &[u32], simdgroup: u32) -> Result<(), Stopped> {
+    fn simdgroup(&mut self, kernel: &Kernel, context: Context, threads: &[u32], simdgroup: u32) -> Result<(), Stopped> {
         let first = (simdgroup * LANES) as usize;
         let mut lanes: Vec<u32> = (simdgroup * LANES..(simdgroup + 1) * LANES).collect();
         loop {
             self.shuffle(&mut lanes);
             for &thread in &lanes {
                 STATE.with_borrow_mut(|s| s.checker.thread = thread);
-                let threads = &raw const numbers[thread as usize];
+                let threads = &raw const threads[thread as usize];
                 self.resume(thread as usize, Task { kernel, context, threads, count: 1 })?;
             }
             let event = self.fibers[first].last;

@@ -256,46 +256,24 @@ kernel void test(device const half* a [[buffer(0)]], device const half* b [[buff
 }
 
 #[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let bench = Bench::new();
-    let n = 4 << 20;
-    let (a, b) = (bench.buffer(&vec![0; 4 * n]), bench.buffer(&vec![0; 4 * n]));
-    let record = bench.buffer(&[0; 16]);
-    let function = bench.load(&replaced(DOUBLE, "if (i % 2 == 0) ", 1, "if (false) "), "test");
-    for (what, tiles) in [("plain", false), ("plain again", false), ("threadgroup", true)] {
-        let text = "
-kernel void test(device float* a [[buffer(0)]], uint g [[threadgroup_position_in_grid]], uint t [[thread_index_in_threadgroup]]) {
-    threadgroup float tile[256];
-    float sum = 0.0f;
-    for (uint i = 0; i < 16; i++) {
-        tile[t] = a[g * 256 + t];
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint j = 0; j < 14; j++) sum += tile[(t + j) % 256];
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
-    a[g * 256 + t] = sum;
+fn constants_and_local_arrays_are_a_kernels_own() {
+    let text = "
+constant constexpr uint TABLE[4] = {1, 10, 100, 1000};
+struct Args { int n; int digits[3]; };
+kernel void test(device uint* to [[buffer(0)]], constant Args& args [[buffer(1)]],
+                 uint t [[thread_index_in_threadgroup]]) {
+    uint local[5] = {};
+    for (int i = 0; i < args.n; i++) local[(t + uint(i)) % 4] = TABLE[(t * uint(i)) % 4] * uint(args.digits[i]);
+    uint sum = 0;
+    for (uint i = 0; i < 4; i++) sum += local[i];
+    to[t] = sum;
 }";
-        bench.device.barrier();
-        let start = Instant::now();
-        let accesses = if tiles {
-            let function = bench.load(text, "test");
-            bench.dispatch(function, 512, 256, &[a], &[]);
-            512 * 256 * 257
-        } else {
-            bench.dispatch(function, n / 32, 32, &[a, b, record], &[n as i32]);
-            3 * n
-        };
-        expect(what, &bench.found(), None);
-        println!("{what}: {:.1} M accesses a second", accesses as f64 / start.elapsed().as_secs_f64() / 1e6);
-    }
-    let source = format!(
-        "#include <metal_stdlib>\nusing namespace metal;\n{}\n{DOUBLE}",
-        include_str!("../../../../shaders/functors.metal")
-    );
-    let start = Instant::now();
-    for _ in 0..20 {
-        bench.device.compile(&source).unwrap();
-    }
-    println!("compile: {:.1} ms", start.elapsed().as_secs_f64() * 50.0);
+    let bench = Bench::new();
+    let (to, function) = (bench.buffer(&[0; 128]), bench.load(text, "test"));
+    bench.dispatch(function, 1, 32, &[to], &[3, 4, 5, 6]);
+    expect("its own", &bench.found(), None);
+    assert_eq!(bench.bytes(to, 8), [15u32, 654].map(u32::to_ne_bytes).concat());
+    bench.device.barrier();
+    bench.dispatch(function, 1, 32, &[to], &[3, 4, 5]);
+    expect("fewer arguments than the kernel reads", &bench.found(), Some(Unbound));
 }

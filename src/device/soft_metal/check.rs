@@ -9,8 +9,8 @@ pub(super) const THREADGROUP_BYTES: usize = 32 << 10;
 const THREADGROUP_GUARD: usize = 1 << 10;
 /// Declarations of threadgroup memory in a kernel, at most.
 const DECLARATIONS: usize = 32;
-/// Findings of a dispatch that are kept; one mistake makes many.
-const KEPT: usize = 8;
+/// Findings of a dispatch that are kept: one of a kind for each place in the code.
+const KEPT: usize = 16;
 
 const DEVICE: usize = 0;
 const THREADGROUP: usize = 1;
@@ -24,6 +24,8 @@ pub(super) struct Access {
     pub atomic: bool,
     /// Whether the compiler relies on the address being a multiple of the size.
     pub aligned: bool,
+    /// Where the call to the checker returns to.
+    pub caller: usize,
 }
 
 /// What the kernel did cannot be gone on with.
@@ -47,9 +49,8 @@ pub(super) struct Checker {
     pub regions: Vec<Region>,
     /// The region of the last access, where the next one probably goes, too.
     recent: usize,
-    /// Memory that needs no more than bounds: the kernel's constants, its arguments, the runtime's slots for exchanges,
-    /// and the stack of the thread that runs.
-    pub quiet: [(usize, usize); 4],
+    /// Memory that needs no more than bounds: the kernel's constants, its arguments, the runtime's slots for exchanges.
+    pub quiet: [(usize, usize); 3],
     clocks: [Clock; 2],
     pub group: u32,
     pub thread: u32,
@@ -67,7 +68,7 @@ impl Checker {
             kernel: String::new(),
             regions: Vec::new(),
             recent: 0,
-            quiet: [(0, 0); 4],
+            quiet: [(0, 0); 3],
             clocks: std::array::from_fn(|_| Clock { phase: 1, ..Clock::default() }),
             group: 0,
             thread: 0,
@@ -131,9 +132,13 @@ impl Checker {
 
     /// Looks at an access before it happens.
     pub fn access(&mut self, access: Access) -> Result<(), Abandoned> {
-        let Access { address, bytes, writes, atomic, aligned } = access;
+        let Access { address, bytes, writes, atomic, aligned, caller: _ } = access;
         if aligned && bytes >= 8 && address % bytes != 0 {
-            return Err(self.fault(FaultKind::Misaligned, format!("{} at {address:#x}", describe(access))));
+            return Err(self.fault_at(
+                FaultKind::Misaligned,
+                format!("{} at {address:#x}", describe(access)),
+                access.caller,
+            ));
         }
         let holds = |region: &Region| {
             address.wrapping_sub(region.start) <= region.bytes.wrapping_sub(bytes) && bytes <= region.bytes
@@ -148,7 +153,9 @@ impl Checker {
             *(if writes { &mut region.stored } else { &mut region.loaded }) += bytes as u64;
             let offset = address - region.start;
             let clock = &self.clocks[DEVICE];
-            if let Some(conflict) = region.shadow.access(offset, bytes, writes, atomic, clock, self.thread, false) {
+            if let Some(conflict) =
+                region.shadow.access(offset, bytes, writes, clock, clock.stamp(self.thread, atomic), false)
+            {
                 let place = format!("{} + {offset}", region.name);
                 self.conflict(conflict, access, &place, DEVICE);
             }
@@ -171,10 +178,11 @@ impl Checker {
         let place = || format!("threadgroup declaration {index} + {}", offset as isize - start as isize);
         if offset < start || offset + bytes > start + size {
             let detail = format!("{} at {}, of {size} bytes", describe(access), place());
-            return Err(self.fault(FaultKind::OutOfBounds, detail));
+            return Err(self.fault_at(FaultKind::OutOfBounds, detail, access.caller));
         }
         let clock = &self.clocks[THREADGROUP];
-        if let Some(conflict) = self.threadgroup_shadow.access(offset, bytes, writes, atomic, clock, self.thread, true)
+        if let Some(conflict) =
+            self.threadgroup_shadow.access(offset, bytes, writes, clock, clock.stamp(self.thread, atomic), true)
         {
             self.conflict(conflict, access, &place(), THREADGROUP);
         }
@@ -192,11 +200,11 @@ impl Checker {
             Some(region) => {
                 let offset = access.address as isize - region.start as isize;
                 let detail = format!("{} at {} + {offset}, of {} bytes", describe(access), region.name, region.bytes);
-                self.fault(FaultKind::OutOfBounds, detail)
+                self.fault_at(FaultKind::OutOfBounds, detail, access.caller)
             }
             None => {
                 let detail = format!("{} at {:#x}, which is not bound", describe(access), access.address);
-                self.fault(FaultKind::Unbound, detail)
+                self.fault_at(FaultKind::Unbound, detail, access.caller)
             }
         }
     }
@@ -207,10 +215,12 @@ impl Checker {
             Conflict::With(before, wrote) => {
                 let verb = if wrote { "wrote" } else { "read" };
                 let who = self.who(before, class);
-                self.fault(FaultKind::Race, format!("{what} at {place}, which {who} {verb}, in no order"));
+                let detail = format!("{what} at {place}, which {who} {verb}, in no order");
+                self.fault_at(FaultKind::Race, detail, access.caller);
             }
             Conflict::Unwritten => {
-                self.fault(FaultKind::Uninitialised, format!("{what} at {place}, which nobody wrote"));
+                let detail = format!("{what} at {place}, which nobody wrote");
+                self.fault_at(FaultKind::Uninitialised, detail, access.caller);
             }
         }
     }
@@ -220,12 +230,17 @@ impl Checker {
         format!("thread {}{group}", stamp.thread())
     }
 
-    /// Notes a finding.
+    /// Notes a finding that no access of the kernel's makes.
     pub fn fault(&mut self, kind: FaultKind, detail: String) -> Abandoned {
-        if self.faults.len() < KEPT {
+        self.fault_at(kind, detail, 0)
+    }
+
+    fn fault_at(&mut self, kind: FaultKind, detail: String, caller: usize) -> Abandoned {
+        let is_new = !self.faults.iter().any(|f| f.kind == kind && f.caller == caller);
+        if self.faults.len() < KEPT && is_new {
             let (group, thread) = (self.group, self.thread);
             let detail = format!("{detail} (group {group}, thread {thread}, simdgroup {})", thread / LANES);
-            self.faults.push(Fault { kind, kernel: self.kernel.clone(), detail });
+            self.faults.push(Fault { kind, kernel: self.kernel.clone(), detail, caller });
         }
         Abandoned
     }

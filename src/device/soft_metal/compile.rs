@@ -8,20 +8,28 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const PRELUDE: &str = include_str!("../../../shaders/prelude/host.h");
+const MATRIX: &str = include_str!("../../../shaders/prelude/host_matrix.h");
 const HOOKS: &str = include_str!("../../../shaders/prelude/host_hooks.cpp");
 
+/// What messages call a kernel's source.
+const SOURCE: &str = "kernel.metal";
+
 /// What kernels are compiled with. Checked code is compiled for the thread sanitizer, whose calls our own hooks
-/// answer; what merges or moves accesses is switched off. A small kernel takes 70 ms (g++ 12, 2026-11).
-const KERNEL_FLAGS: [&str; 8] = [
+/// answer; what merges, splits or moves accesses is switched off. A small kernel takes 70 ms (g++ 12, 2026-11).
+const KERNEL_FLAGS: [&str; 9] = [
     "-O1",
     "-fsanitize=thread",
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
+    "-g1",
     "-pipe",
     "-shared",
     "-nostdlib",
     "-lm",
 ];
+
+/// Keeps vectors in one piece; clang has no such flag.
+const GCC_FLAGS: [&str; 1] = ["-fno-tree-sra"];
 
 const COMMON_FLAGS: [&str; 9] = [
     "-std=c++17",
@@ -38,6 +46,8 @@ const COMMON_FLAGS: [&str; 9] = [
 /// A folder for the compiler's files, and the compiled hooks in it.
 pub(super) struct Compiler {
     program: OsString,
+    /// What it says of itself.
+    version: String,
     folder: PathBuf,
     serial: AtomicU64,
 }
@@ -49,7 +59,10 @@ impl Compiler {
         let folder = std::env::temp_dir().join(format!("tensorlogic-soft-{}-{serial}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let program = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-        let compiler = Compiler { program, folder, serial: AtomicU64::new(0) };
+        let asked = Command::new(&program).arg("--version").output();
+        let asked = asked.map_err(|e| format!("{}, the C++ compiler: {e}", program.to_string_lossy()))?;
+        let version = String::from_utf8_lossy(&asked.stdout).lines().next().unwrap_or_default().to_string();
+        let compiler = Compiler { program, version, folder, serial: AtomicU64::new(0) };
         let source = compiler.write("hooks.cpp", [PRELUDE, HOOKS].concat().as_bytes())?;
         compiler.run(&["-O2", "-c"], &[&source], &compiler.folder.join("hooks.o"))?;
         Ok(compiler)
@@ -57,12 +70,14 @@ impl Compiler {
 
     /// The compiler's name, as the key of a cache has it.
     pub fn name(&self) -> String {
-        format!("soft-metal {}", self.program.to_string_lossy())
+        format!("soft-metal {}", self.version)
     }
 
     /// The shared library of a source in Metal Shading Language.
     pub fn compile(&self, source: &str) -> Result<Vec<u8>, String> {
-        let text = format!("{PRELUDE}#line 1 \"kernel.metal\"\n{}", translate(source, Target::Host)?);
+        // Not for the others, which would pay for it.
+        let matrix = if source.contains("simdgroup_matrix") || source.contains("8x8") { MATRIX } else { "" };
+        let text = format!("{PRELUDE}{matrix}#line 1 \"{SOURCE}\"\n{}", translate(source, Target::Host)?);
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let input = self.write(&format!("{serial}.cpp"), text.as_bytes())?;
         let output = self.folder.join(format!("{serial}.out"));
@@ -79,9 +94,7 @@ impl Compiler {
     pub fn load(&self, binary: &[u8], name: &str) -> Result<Kernel, String> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let path = self.write(&format!("{serial}.so"), binary)?;
-        let kernel = Kernel::open(&path, name);
-        let _ = std::fs::remove_file(&path);
-        kernel.map_err(|reason| format!("kernel {name}: {reason}"))
+        Kernel::open(path, name).map_err(|reason| format!("kernel {name}: {reason}"))
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, String> {
@@ -92,6 +105,9 @@ impl Compiler {
 
     fn run(&self, flags: &[&str], inputs: &[&Path], output: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
+        if !self.version.contains("clang") {
+            command.args(GCC_FLAGS);
+        }
         command.args(COMMON_FLAGS).args(inputs).args(flags).arg("-o").arg(output);
         let run = command.output().map_err(|e| format!("{}: {e}", self.program.to_string_lossy()))?;
         if !run.status.success() {
@@ -115,15 +131,16 @@ pub(super) struct Kernel {
     pub cooperative: bool,
     /// The addresses between which the library lies.
     pub image: (usize, usize),
+    path: PathBuf,
     _library: libloading::Library,
 }
 
 impl Kernel {
-    fn open(path: &Path, name: &str) -> Result<Kernel, String> {
+    fn open(path: PathBuf, name: &str) -> Result<Kernel, String> {
         let text = |e: libloading::Error| e.to_string();
         // SAFETY: the library comes from `Compiler::compile` (the caller of `load` vouches for its bytes), and has no
         // initialisers but the sanitizer's, which does nothing.
-        let library = unsafe { libloading::Library::new(path) }.map_err(text)?;
+        let library = unsafe { libloading::Library::new(&path) }.map_err(text)?;
         let symbol = format!("tl_entry_{name}");
         // SAFETY: `TL_ENTRY` of shaders/prelude/host.h gives what has this name this type. The library stays loaded
         // as long as the kernel is there.
@@ -140,7 +157,17 @@ impl Kernel {
             unsafe { library.get::<unsafe extern "C" fn()>(symbol) }.is_ok()
         };
         let cooperative = ["tl_barrier", "tl_exchange", "tl_threadgroup"].into_iter().any(has);
-        Ok(Kernel { entry, cooperative, image: (image[0] as usize, image[1] as usize), _library: library })
+        Ok(Kernel { entry, cooperative, image: (image[0] as usize, image[1] as usize), path, _library: library })
+    }
+
+    /// The line of the source that a call returns to, if the tool that knows is there: `kernel.metal:12`.
+    pub fn line(&self, caller: usize) -> Option<String> {
+        let call = caller.checked_sub(self.image.0 + 1)?;
+        let run =
+            Command::new("addr2line").args(["-i", "-e"]).arg(&self.path).arg(format!("{call:#x}")).output().ok()?;
+        let frames = String::from_utf8_lossy(&run.stdout).into_owned();
+        let line = frames.lines().find_map(|frame| frame.split('/').next_back().filter(|f| f.starts_with(SOURCE)))?;
+        Some(line.split(' ').next()?.into())
     }
 
     /// Runs the kernel for one thread.

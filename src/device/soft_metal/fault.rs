@@ -26,6 +26,8 @@ pub(crate) struct Fault {
     pub kernel: String,
     /// Where and between whom.
     pub detail: String,
+    /// Where in the kernel's code a call to the checker returned to, for accesses; else 0.
+    pub caller: usize,
 }
 
 impl std::fmt::Display for Fault {

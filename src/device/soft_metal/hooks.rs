@@ -5,7 +5,7 @@
 use super::check::{Abandoned, Access, Checker};
 use super::shadow::LANES;
 use corosensei::Yielder;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
 
 /// `uint3` of the prelude.
@@ -65,6 +65,9 @@ pub(super) struct State {
 }
 
 thread_local! {
+    /// The addresses between which the stack of the running coroutine lies: nobody else's business.
+    pub(super) static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+
     pub(super) static STATE: RefCell<State> = RefCell::new(State {
         checker: Checker::new(),
         coroutine: 0,
@@ -77,8 +80,8 @@ thread_local! {
 /// `TlRuntime` of the prelude.
 #[repr(C)]
 pub(super) struct Runtime {
-    access: extern "C" fn(usize, u32, u32, *const c_void),
-    atomic: extern "C" fn(*mut u32, u32, u32, *const c_void) -> u32,
+    access: extern "C" fn(usize, u32, u32, usize),
+    atomic: extern "C" fn(*mut u32, u32, u32, usize) -> u32,
     barrier: extern "C" fn(u32, u32, i32),
     exchange: extern "C" fn(*const u8, u32, i32) -> *const c_void,
     threadgroup: extern "C" fn(u32, u32) -> *mut u8,
@@ -104,14 +107,24 @@ fn allow<T>(checked: Result<T, Abandoned>) -> T {
     checked.unwrap_or_else(|Abandoned| abandon())
 }
 
-extern "C" fn access(address: usize, bytes: u32, flags: u32, _caller: *const c_void) {
-    let access =
-        Access { address, bytes: bytes as usize, writes: flags & 1 != 0, atomic: false, aligned: flags & 2 != 0 };
+extern "C" fn access(address: usize, bytes: u32, flags: u32, caller: usize) {
+    let (limit, base) = STACK.get();
+    if limit <= address && address + bytes as usize <= base {
+        return;
+    }
+    let access = Access {
+        address,
+        bytes: bytes as usize,
+        writes: flags & 1 != 0,
+        atomic: false,
+        aligned: flags & 2 != 0,
+        caller,
+    };
     allow(STATE.with_borrow_mut(|s| s.checker.access(access)));
 }
 
-extern "C" fn atomic(at: *mut u32, operation: u32, operand: u32, _caller: *const c_void) -> u32 {
-    let access = Access { address: at.addr(), bytes: 4, writes: operation != 0, atomic: true, aligned: true };
+extern "C" fn atomic(at: *mut u32, operation: u32, operand: u32, caller: usize) -> u32 {
+    let access = Access { address: at.addr(), bytes: 4, writes: operation != 0, atomic: true, aligned: true, caller };
     allow(STATE.with_borrow_mut(|s| s.checker.access(access)));
     // SAFETY: the checker has found the address in bound memory. No other thread touches that.
     unsafe {

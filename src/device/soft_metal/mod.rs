@@ -139,7 +139,7 @@ impl SoftMetal {
     }
 
     fn limit(&self, name: &str, detail: String) -> DriverResult<()> {
-        let fault = Fault { kind: FaultKind::Limit, kernel: name.into(), detail };
+        let fault = Fault { kind: FaultKind::Limit, kernel: name.into(), detail, caller: 0 };
         let text = fault.to_string();
         lock(&self.shared.progress).faults.push(fault);
         Err(text)
@@ -292,6 +292,9 @@ impl Driver for SoftMetal {
                 progress.marks.remove(&from.0);
                 progress.marks.remove(&to.0);
                 return Ok(end.saturating_duration_since(start));
+            }
+            if progress.done == u64::MAX {
+                return Err("the queue's thread has ended".into());
             }
             progress = self.shared.moved.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
         }

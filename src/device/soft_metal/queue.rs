@@ -38,9 +38,24 @@ pub(super) enum Command {
 
 /// Runs commands until nobody can send any more.
 pub(super) fn serve(commands: Receiver<Command>, shared: &Shared, seed: u64) {
-    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new() };
+    let _ended = Ended(shared);
+    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new(), args: vec![0; 3 * ARGS_GUARD] };
     for command in commands {
         queue.execute(command);
+    }
+}
+
+/// Lets go of whoever waits when the queue's thread ends, which before its time it does by a panic only.
+struct Ended<'a>(&'a Shared);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress();
+        progress.done = u64::MAX;
+        if std::thread::panicking() {
+            progress.error = Some("the queue's thread panicked".into());
+        }
+        self.0.moved.notify_all();
     }
 }
 
@@ -49,7 +64,12 @@ struct Queue<'a> {
     runner: Runner,
     /// Of each allocation that a dispatch has bound, by its start.
     shadows: HashMap<usize, Shadow>,
+    /// The arguments of a dispatch, between words that belong to nobody.
+    args: Vec<u128>,
 }
+
+/// Words before and behind arguments.
+const ARGS_GUARD: usize = 1024;
 
 impl Queue<'_> {
     fn execute(&mut self, command: Command) {
@@ -93,7 +113,7 @@ impl Queue<'_> {
     }
 
     fn fault(&self, what: &str, kind: FaultKind, detail: String) {
-        self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail }]);
+        self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail, caller: 0 }]);
     }
 
     /// The bytes at an address, if they all belong to one allocation.
@@ -138,6 +158,7 @@ impl Queue<'_> {
                     kind: FaultKind::Unbound,
                     kernel: work.name.clone(),
                     detail: format!("{name} at {address:#x} is no live allocation"),
+                    caller: 0,
                 }),
             }
         }
@@ -154,7 +175,7 @@ impl Queue<'_> {
         let Some(regions) = self.bind(work) else {
             return;
         };
-        let mut args = vec![0u128; work.args.len().div_ceil(16)];
+        let args = &mut self.args[ARGS_GUARD..];
         for (word, bytes) in args.iter_mut().zip(work.args.chunks(16)) {
             let mut full = [0; 16];
             full[..bytes.len()].copy_from_slice(bytes);
@@ -165,7 +186,7 @@ impl Queue<'_> {
             groups: work.groups,
             threads: work.threads,
             buffers: &work.buffers,
-            args: &args,
+            args,
             args_bytes: work.args.len(),
         };
         STATE.with_borrow_mut(|s| {
@@ -175,8 +196,13 @@ impl Queue<'_> {
         if let Err(reason) = self.runner.run(&launch) {
             self.fault(&work.name, FaultKind::Limit, reason);
         }
-        let (regions, faults) =
+        let (regions, mut faults) =
             STATE.with_borrow_mut(|s| (std::mem::take(&mut s.checker.regions), std::mem::take(&mut s.checker.faults)));
+        for fault in &mut faults {
+            if let Some(line) = work.kernel.line(fault.caller) {
+                fault.detail += &format!(", {line}");
+            }
+        }
         self.count(work, &regions);
         self.shadows.extend(regions.into_iter().map(|r| (r.start, r.shadow)));
         self.shared.report(faults);

@@ -2,14 +2,14 @@
 
 use super::compile::Kernel;
 use super::fault::FaultKind;
-use super::hooks::{Context, Event, Position, STATE, Task};
+use super::hooks::{Context, Event, Position, STACK, STATE, Task};
 use super::shadow::LANES;
 use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, Yielder};
 use std::convert::Infallible;
 
 /// Bytes of a thread's stack.
-const STACK: usize = 64 << 10;
+const STACK_BYTES: usize = 64 << 10;
 
 /// A dispatch, with its addresses looked up.
 pub(super) struct Launch<'a> {
@@ -31,7 +31,7 @@ struct Fiber {
 
 impl Fiber {
     fn new(index: usize) -> Result<Fiber, String> {
-        let stack = DefaultStack::new(STACK).map_err(|e| format!("a stack of {STACK} bytes: {e}"))?;
+        let stack = DefaultStack::new(STACK_BYTES).map_err(|e| format!("a stack of {STACK_BYTES} bytes: {e}"))?;
         let range = (stack.limit().get(), stack.base().get());
         let body = move |yielder: &Yielder<Task, Event>, mut task: Task| loop {
             STATE.with_borrow_mut(|s| s.yielders[index] = yielder);
@@ -93,17 +93,16 @@ impl Runner {
             s.slots.resize(threads.div_ceil(LANES as usize), [[[0; 16]; LANES as usize]; 2]);
             let slots = s.slots.as_ptr_range();
             let args = launch.args.as_ptr().addr();
-            s.checker.quiet[1..].copy_from_slice(&[
-                launch.kernel.image,
-                (args, args + launch.args_bytes),
-                (slots.start.addr(), slots.end.addr()),
-            ]);
+            s.checker.quiet =
+                [launch.kernel.image, (args, args + launch.args_bytes), (slots.start.addr(), slots.end.addr())];
         });
         while self.fibers.len() < fibers {
             self.fibers.push(Fiber::new(self.fibers.len())?);
         }
-        let [x, y, z] = launch.groups;
-        let mut order: Vec<u32> = (0..x * y * z).collect();
+        let [x, y, _] = launch.groups;
+        let groups = launch.groups.iter().map(|&n| u64::from(n)).product::<u64>();
+        let groups = u32::try_from(groups).map_err(|_| format!("{groups} groups are too many"))?;
+        let mut order: Vec<u32> = (0..groups).collect();
         self.shuffle(&mut order);
         for group in order {
             let context = Context {
@@ -118,7 +117,7 @@ impl Runner {
             STATE.with_borrow_mut(|s| s.checker.start_group(group));
             let mut threads: Vec<u32> = (0..launch.threads).collect();
             let done = if launch.kernel.cooperative {
-                self.together(launch.kernel, context, &mut threads)
+                self.together(launch.kernel, context, &threads)
             } else {
                 self.shuffle(&mut threads);
                 let task = Task { kernel: launch.kernel, context, threads: threads.as_ptr(), count: threads.len() };
@@ -136,25 +135,22 @@ impl Runner {
     /// Goes on with a coroutine until it gives control back.
     fn resume(&mut self, index: usize, task: Task) -> Result<(), Stopped> {
         let fiber = &mut self.fibers[index];
-        STATE.with_borrow_mut(|s| {
-            s.coroutine = index;
-            s.checker.quiet[0] = fiber.stack;
-        });
+        STATE.with_borrow_mut(|s| s.coroutine = index);
+        STACK.set(fiber.stack);
         let corosensei::CoroutineResult::Yield(event) = fiber.coroutine.resume(task);
         fiber.last = event;
         if event == Event::Abandoned { Err(Stopped) } else { Ok(()) }
     }
 
     /// Runs a group whose threads wait for one another.
-    fn together(&mut self, kernel: &Kernel, context: Context, threads: &mut [u32]) -> Result<(), Stopped> {
+    fn together(&mut self, kernel: &Kernel, context: Context, threads: &[u32]) -> Result<(), Stopped> {
         STATE.with_borrow_mut(|s| s.exchanges.fill(0));
         let count = threads.len();
-        let numbers: Vec<u32> = threads.to_vec();
         let mut simdgroups: Vec<u32> = (0..count as u32 / LANES).collect();
         loop {
             self.shuffle(&mut simdgroups);
             for &simdgroup in &simdgroups {
-                self.simdgroup(kernel, context, &numbers, simdgroup)?;
+                self.simdgroup(kernel, context, threads, simdgroup)?;
             }
             // Each thread is at its end or at a barrier of the group: the same one.
             let first = self.fibers[0].last;
@@ -169,14 +165,14 @@ impl Runner {
     }
 
     /// Runs a simdgroup until each of its threads is at its end or at a barrier of the group.
-    fn simdgroup(&mut self, kernel: &Kernel, context: Context, numbers: &[u32], simdgroup: u32) -> Result<(), Stopped> {
+    fn simdgroup(&mut self, kernel: &Kernel, context: Context, threads: &[u32], simdgroup: u32) -> Result<(), Stopped> {
         let first = (simdgroup * LANES) as usize;
         let mut lanes: Vec<u32> = (simdgroup * LANES..(simdgroup + 1) * LANES).collect();
         loop {
             self.shuffle(&mut lanes);
             for &thread in &lanes {
                 STATE.with_borrow_mut(|s| s.checker.thread = thread);
-                let threads = &raw const numbers[thread as usize];
+                let threads = &raw const threads[thread as usize];
                 self.resume(thread as usize, Task { kernel, context, threads, count: 1 })?;
             }
             let event = self.fibers[first].last;

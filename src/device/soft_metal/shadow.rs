@@ -113,30 +113,29 @@ impl Shadow {
         }
     }
 
-    /// Notes an access, and says what is wrong with it. `initialised` asks that the bytes were written before they
+    /// Notes an access at the moment `now`, and says what is wrong with it. `initialised` asks that the bytes were written before they
     /// are read, in this group.
     pub fn access(
         &mut self,
         offset: usize,
         bytes: usize,
         writes: bool,
-        atomic: bool,
         clock: &Clock,
-        thread: u32,
+        now: Stamp,
         initialised: bool,
     ) -> Option<Conflict> {
         if (offset | bytes) & ((1 << self.shift) - 1) != 0 {
             self.refine(offset | bytes);
         }
-        let now = clock.stamp(thread, atomic);
+        let is_fine = |before: Stamp| !clock.is_concurrent(before, now) || before.is_atomic() && now.is_atomic();
         let mut found = None;
         for cell in &mut self.cells[offset >> self.shift..(offset + bytes) >> self.shift] {
             let write = Stamp(cell[WRITE]);
-            if clock.is_concurrent(write, now) && !(atomic && write.is_atomic()) {
+            if !is_fine(write) {
                 found = Some(Conflict::With(write, true));
             } else if writes {
                 let reads = [READ, READ_BEFORE, READ_GROUP].map(|slot| Stamp(cell[slot]));
-                let concurrent = reads.into_iter().find(|&r| clock.is_concurrent(r, now) && !(atomic && r.is_atomic()));
+                let concurrent = reads.into_iter().find(|&read| !is_fine(read));
                 found = concurrent.map(|read| Conflict::With(read, false)).or(found);
             } else if initialised && write.interval() < clock.group {
                 found = Some(Conflict::Unwritten);
@@ -147,7 +146,7 @@ impl Shadow {
                 let last = Stamp(cell[READ]);
                 if last.interval() < clock.group {
                     cell[READ_GROUP] = cell[READ];
-                } else if last.thread() != thread {
+                } else if last.thread() != now.thread() {
                     cell[READ_BEFORE] = cell[READ];
                 }
                 cell[READ] = now.0;
@@ -166,7 +165,8 @@ mod tests {
         let mut shadow = Shadow::new(64);
         let mut clock = Clock { phase: 1, ..Clock::default() };
         clock.start_group();
-        let mut write = |offset, bytes, thread| shadow.access(offset, bytes, true, false, &clock, thread, false);
+        let mut write =
+            |offset, bytes, thread| shadow.access(offset, bytes, true, &clock, clock.stamp(thread, false), false);
         assert_eq!(write(0, 16, 0), None);
         assert_eq!(write(16, 2, 1), None);
         assert_eq!(write(18, 1, 2), None);

@@ -2,7 +2,10 @@
 
 use super::*;
 
-/// A device, and what a test does with it over and over.
+mod dispatches;
+mod kernels;
+
+/// A device, and what tests do with it over and over.
 struct Bench {
     device: Arc<SoftMetal>,
 }
@@ -12,9 +15,9 @@ impl Bench {
         Bench { device: SoftMetal::new().unwrap() }
     }
 
-    fn load(&self, body: &str, name: &str) -> Function {
-        let source = format!("#include <metal_stdlib>\nusing namespace metal;\n{body}");
-        let binary = self.device.compile(&source).unwrap();
+    fn load(&self, text: &str, name: &str) -> Function {
+        let source = format!("#include <metal_stdlib>\nusing namespace metal;\n{text}");
+        let binary = self.device.compile(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
         self.device.load(&binary, name).unwrap()
     }
 
@@ -24,10 +27,45 @@ impl Bench {
         address
     }
 
+    fn bytes(&self, address: Address, n: usize) -> Vec<u8> {
+        let mut bytes = vec![0; n];
+        // Whatever was found comes out through `found`.
+        let _ = self.device.read(address, &mut bytes);
+        bytes
+    }
+
     fn floats(&self, address: Address, n: usize) -> Vec<f32> {
-        let mut bytes = vec![0; n * 4];
-        self.device.read(address, &mut bytes).unwrap();
-        bytes.chunks(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+        self.bytes(address, n * 4).chunks(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn halves(&self, address: Address, n: usize) -> Vec<f32> {
+        let bytes = self.bytes(address, n * 2);
+        bytes.chunks(2).map(|b| half::f16::from_ne_bytes(b.try_into().unwrap()).to_f32()).collect()
+    }
+
+    /// What was found since the last call, once all has run.
+    fn found(&self) -> Vec<Fault> {
+        let ticket = self.device.commit().unwrap();
+        // Its error is the first of the findings.
+        let _ = self.device.wait(ticket);
+        self.device.take_faults()
+    }
+
+    fn dispatch(&self, function: Function, groups: usize, threads: u32, buffers: &[Address], args: &[i32]) {
+        self.try_dispatch(function, groups, threads, buffers, args).unwrap();
+    }
+
+    fn try_dispatch(
+        &self,
+        function: Function,
+        groups: usize,
+        threads: u32,
+        buffers: &[Address],
+        args: &[i32],
+    ) -> DriverResult<()> {
+        let args: Vec<u8> = args.iter().flat_map(|a| a.to_ne_bytes()).collect();
+        let groups = [groups as u32, 1, 1];
+        self.device.dispatch(&Dispatch { function, name: "test", groups, threads, buffers, args: &args, indirect: &[] })
     }
 }
 
@@ -35,38 +73,18 @@ fn halves(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
     values.into_iter().flat_map(|v| half::f16::from_f32(v).to_ne_bytes()).collect()
 }
 
-const ADD: &str = "
-struct Args { int n; };
-kernel void add(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]],
-                device float* c [[buffer(2)]], constant Args& args [[buffer(3)]],
-                uint group [[threadgroup_position_in_grid]], uint t [[thread_index_in_threadgroup]]) {
-    const int i = int(group * 64 + t);
-    if (i < args.n) c[i] = float(a[i]) + float(b[i]);
-}";
+/// A text with its `n`th `from` (from 1) replaced.
+fn replaced(text: &str, from: &str, n: usize, to: &str) -> String {
+    let (at, _) = text.match_indices(from).nth(n - 1).unwrap_or_else(|| panic!("no {n}th {from:?}"));
+    [&text[..at], to, &text[at + from.len()..]].concat()
+}
 
-#[test]
-fn a_vector_addition_runs() {
-    let bench = Bench::new();
-    let n = 1000;
-    let a = bench.buffer(&halves((0..n).map(|i| i as f32)));
-    let b = bench.buffer(&halves((0..n).map(|i| 0.5 * i as f32)));
-    let c = bench.device.alloc(n * 4).unwrap();
-    let function = bench.load(ADD, "add");
-    let args = (n as i32).to_ne_bytes();
-    let dispatch = Dispatch {
-        function,
-        name: "add",
-        groups: [n.div_ceil(64) as u32, 1, 1],
-        threads: 64,
-        buffers: &[a, b, c],
-        args: &args,
-        indirect: &[],
-    };
-    bench.device.start_traffic();
-    bench.device.dispatch(&dispatch).unwrap();
-    let expected: Vec<f32> = (0..n).map(|i| 1.5 * i as f32).collect();
-    assert_eq!(bench.floats(c, n), expected);
-    let traffic = bench.device.take_traffic();
-    assert_eq!(traffic[0].per_buffer, [(2000, 0), (2000, 0), (0, 4000)]);
-    assert_eq!((traffic[0].loaded, traffic[0].stored), (4000, 4000));
+/// Panics unless what was found holds a fault of this kind, and, if it is none, is empty.
+#[track_caller]
+fn expect(what: &str, found: &[Fault], kind: Option<FaultKind>) {
+    let text = found.iter().map(|f| format!("\n  {f}")).collect::<String>();
+    match kind {
+        Some(kind) => assert!(found.iter().any(|f| f.kind == kind), "{what}: {kind:?} expected, found:{text}"),
+        None => assert!(found.is_empty(), "{what}: nothing expected, found:{text}"),
+    }
 }

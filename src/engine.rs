@@ -1,7 +1,10 @@
 //! Layer 5: where the compiler meets the device. Snapshot, verify, plan, compile, run.
 
-use crate::device::cpu::{self, Fault, Program};
-use crate::device::{Device, Storage};
+use crate::device::cpu::{self, Fault};
+use crate::device::gpu::faults::{FaultSite, Watch};
+use crate::device::gpu::program::Bindings;
+use crate::device::gpu::{self, Gpu, queue};
+use crate::device::{Device, Kind, Storage};
 use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
@@ -23,13 +26,25 @@ pub struct Counters {
     pub plans: u64,
     /// Plans that are kept.
     pub plans_cached: u64,
+    /// What GPUs were asked to run: a kernel may take several dispatches.
+    pub dispatches: u64,
 }
 
 /// A plan made ready to run.
 struct Compiled {
-    /// As in the plan: launches of parts.
-    programs: Vec<Vec<Program>>,
+    programs: Programs,
     plan: Plan,
+}
+
+/// The launches of a plan, as its device runs them.
+enum Programs {
+    /// As in the plan: launches of parts.
+    Cpu(Vec<Vec<cpu::Program>>),
+    Gpu {
+        launches: Vec<gpu::Program>,
+        /// Whether any reads indices.
+        can_fault: bool,
+    },
 }
 
 #[derive(Default)]
@@ -65,7 +80,7 @@ pub(crate) fn without_fusion<T>(work: impl FnOnce() -> T) -> T {
 /// The counters of all devices.
 pub(crate) fn counters() -> Counters {
     let engine = engine();
-    Counters { plans_cached: engine.plans.len() as u64, ..engine.counters }
+    Counters { plans_cached: engine.plans.len() as u64, dispatches: queue::dispatches(), ..engine.counters }
 }
 
 /// Kernels that this thread's evaluations have run.
@@ -73,19 +88,28 @@ pub(crate) fn kernels_of_thread() -> u64 {
     KERNELS.get()
 }
 
-/// Computes the elements of `roots`, in one plan. Returns when they are there.
+/// Computes the elements of `roots`, in one plan a device. On the CPU they are there when it returns; on
+/// a GPU they will be, for whatever is asked of it later.
 ///
 /// # Errors
 /// An index out of range, memory that cannot be had. The roots then stay pending: nothing that they
-/// need is lost.
+/// need is lost. On a GPU an index out of range shows when elements are read.
 pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
-    if roots.iter().all(|root| root.depth() == 0) {
-        return Ok(());
+    let mut devices: Vec<&Device> = Vec::new();
+    for root in roots.iter().filter(|root| root.depth() > 0) {
+        if !devices.contains(&&root.device) {
+            devices.push(&root.device);
+        }
     }
+    devices.into_iter().try_for_each(|device| evaluate_on(device, roots))
+}
+
+/// The roots on one device.
+fn evaluate_on(device: &Device, roots: &[NodeRef]) -> Result<()> {
     // One evaluation at a time: plans may overwrite buffers that no other graph can see.
     let mut engine = engine();
     let mut pending: Vec<NodeRef> = Vec::with_capacity(roots.len());
-    for root in roots.iter().filter(|root| root.depth() > 0) {
+    for root in roots.iter().filter(|root| root.depth() > 0 && root.device == *device) {
         if !pending.iter().any(|p| Arc::ptr_eq(p, root)) {
             pending.push(root.clone());
         }
@@ -93,13 +117,16 @@ pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
     if pending.is_empty() {
         return Ok(());
     }
-    let snapshot = Snapshot::of(&pending, FUSE.get());
+    let mut snapshot = Snapshot::of(&pending, FUSE.get());
+    // Plans are the same on all devices; programs are not.
+    snapshot.key.push(device.id() as u64);
     drop(pending);
-    let compiled = engine.compiled(&snapshot)?;
+    let compiled = engine.compiled(&snapshot, device)?;
+    let launches = compiled.plan.steps.len() as u64;
     engine.counters.evaluations += 1;
-    engine.counters.kernels += compiled.programs.len() as u64;
-    KERNELS.set(KERNELS.get() + compiled.programs.len() as u64);
-    run(&compiled, &snapshot)
+    engine.counters.kernels += launches;
+    KERNELS.set(KERNELS.get() + launches);
+    run(&compiled, &snapshot, device)
 }
 
 /// The report of the plan that would compute `roots`.
@@ -119,12 +146,22 @@ fn plan(snapshot: &Snapshot, options: &Options) -> Result<Plan> {
     schedule::plan(snapshot, options)
 }
 
-fn compile(snapshot: &Snapshot, options: &Options) -> Result<Compiled> {
+fn compile(snapshot: &Snapshot, device: &Device, options: &Options) -> Result<Compiled> {
     let plan = plan(snapshot, options)?;
     log_plan(&plan);
     let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
-    let program = |part: &schedule::Part| Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
-    let programs = plan.steps.iter().map(|step| step.iter().map(program).collect()).collect::<Result<_>>()?;
+    let programs = match &device.0 {
+        Kind::Cpu(_) => {
+            let program =
+                |part: &schedule::Part| cpu::Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
+            let steps = plan.steps.iter().map(|step| step.iter().map(program).collect());
+            Programs::Cpu(steps.collect::<Result<_>>()?)
+        }
+        Kind::Gpu(gpu) => Programs::Gpu {
+            launches: gpu::Program::compile(gpu, &plan.steps, &dtype)?,
+            can_fault: plan.steps.iter().flatten().any(|part| part.kernel.can_fault()),
+        },
+    };
     Ok(Compiled { programs, plan })
 }
 
@@ -136,13 +173,13 @@ fn log_plan(plan: &Plan) {
 }
 
 impl Engine {
-    fn compiled(&mut self, snapshot: &Snapshot) -> Result<Arc<Compiled>> {
+    fn compiled(&mut self, snapshot: &Snapshot, device: &Device) -> Result<Arc<Compiled>> {
         self.tick += 1;
         if let Some((compiled, used)) = self.plans.get_mut(&snapshot.key) {
             *used = self.tick;
             return Ok(compiled.clone());
         }
-        let compiled = Arc::new(compile(snapshot, &Options { fuse: FUSE.get() })?);
+        let compiled = Arc::new(compile(snapshot, device, &Options { fuse: FUSE.get() })?);
         self.counters.plans += 1;
         if self.plans.len() >= MAX_PLANS {
             let oldest = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
@@ -153,45 +190,102 @@ impl Engine {
     }
 }
 
-fn run(compiled: &Compiled, snapshot: &Snapshot) -> Result<()> {
-    let Some(device) = snapshot.entries.first().map(|e| e.node.device.clone()) else { return Ok(()) };
+fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> {
     let plan = &compiled.plan;
     // All memory first: from here on nothing can fail but an index, and plans with indices overwrite
     // no leaf.
-    let slots = allocate(&device, &plan.slots)?;
-    let mut storage: Vec<Option<Arc<Storage>>> =
-        snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect();
-    let params = snapshot.params();
-    for (step, programs) in plan.steps.iter().zip(&compiled.programs) {
-        for &(node, source) in step.iter().flat_map(|part| &part.outputs) {
-            storage[node as usize] = match source {
-                Source::Slot(slot) => Some(slots[slot as usize].clone()),
-                Source::Leaf(leaf) => storage[leaf as usize].clone(),
-            };
+    let slots = allocate(device, &plan.slots)?;
+    let mut memory: Memory =
+        Memory(snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect());
+    match (&compiled.programs, &device.0) {
+        (Programs::Cpu(programs), _) => run_on_cpu(plan, programs, snapshot, &slots, &mut memory)?,
+        (Programs::Gpu { launches, can_fault }, Kind::Gpu(gpu)) => {
+            let watch = gpu.watch(*can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
+            let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
+            let verdict = watch.map(|watch| gpu.finish(watch));
+            run?;
+            for &node in plan.kept.iter().chain(plan.shared.iter().map(|(_, base)| base)) {
+                memory.of(node)?.set_verdict(verdict.clone());
+            }
         }
-        let memory = |node: &u32| {
-            let missing = || Error::internal("engine::run", format!("node {node} has no memory"));
-            storage[*node as usize].as_deref().ok_or_else(missing)
-        };
-        let buffers = |program: &Program| program.buffers.iter().map(memory).collect::<Result<Vec<_>>>();
-        let parts = programs.iter().map(|p| Ok((p, buffers(p)?))).collect::<Result<Vec<_>>>()?;
-        cpu::launch(&parts, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
+        _ => return Err(Error::internal("engine::run", "a plan of another device")),
     }
     for &node in &plan.kept {
-        if let Some(storage) = storage[node as usize].clone() {
+        if let Some(storage) = memory.0[node as usize].clone() {
             snapshot.entries[node as usize].node.realize(storage);
         }
     }
     for &(root, base) in &plan.shared {
-        if let Some(storage) = storage[base as usize].clone() {
+        if let Some(storage) = memory.0[base as usize].clone() {
             snapshot.entries[root as usize].node.realize(storage);
         }
     }
     Ok(())
 }
 
+/// The memory of each node, once it has some.
+struct Memory(Vec<Option<Arc<Storage>>>);
+
+impl Memory {
+    fn of(&self, node: u32) -> Result<&Arc<Storage>> {
+        let missing = || Error::internal("engine::run", format!("node {node} has no memory"));
+        self.0[node as usize].as_ref().ok_or_else(missing)
+    }
+
+    /// Gives the outputs of a launch theirs.
+    fn provide(&mut self, step: &[schedule::Part], slots: &[Arc<Storage>]) {
+        for &(node, source) in step.iter().flat_map(|part| &part.outputs) {
+            self.0[node as usize] = match source {
+                Source::Slot(slot) => Some(slots[slot as usize].clone()),
+                Source::Leaf(leaf) => self.0[leaf as usize].clone(),
+            };
+        }
+    }
+}
+
+fn run_on_cpu(
+    plan: &Plan,
+    programs: &[Vec<cpu::Program>],
+    snapshot: &Snapshot,
+    slots: &[Arc<Storage>],
+    memory: &mut Memory,
+) -> Result<()> {
+    let params = snapshot.params();
+    for (step, programs) in plan.steps.iter().zip(programs) {
+        memory.provide(step, slots);
+        let buffers = |program: &cpu::Program| {
+            program.buffers.iter().map(|&node| memory.of(node)?.host()).collect::<Result<Vec<_>>>()
+        };
+        let parts = programs.iter().map(|p| Ok((p, buffers(p)?))).collect::<Result<Vec<_>>>()?;
+        cpu::launch(&parts, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
+    }
+    Ok(())
+}
+
+fn run_on_gpu(
+    gpu: &Gpu,
+    plan: &Plan,
+    launches: &[gpu::Program],
+    snapshot: &Snapshot,
+    slots: &[Arc<Storage>],
+    memory: &mut Memory,
+    watch: Option<&Watch>,
+) -> Result<()> {
+    let params = snapshot.params();
+    let site = |node: u32, limit: usize| {
+        let node = &snapshot.entries[node as usize].node;
+        FaultSite { op: node.op.name(), site: node.site, limit }
+    };
+    for (step, launch) in plan.steps.iter().zip(launches) {
+        memory.provide(step, slots);
+        let storage = |node: u32| memory.of(node);
+        launch.run(gpu, &Bindings { storage: &storage, params: &params, site: &site, watch })?;
+    }
+    Ok(())
+}
+
 fn allocate(device: &Device, sizes: &[usize]) -> Result<Vec<Arc<Storage>>> {
-    sizes.iter().map(|&bytes| Ok(Arc::new(device.buffer_pool().get_uninit(bytes)?))).collect()
+    sizes.iter().map(|&bytes| Ok(Arc::new(Storage::new(device.buffer_pool(), bytes)?))).collect()
 }
 
 fn out_of_range(fault: &Fault, snapshot: &Snapshot) -> Error {

@@ -117,6 +117,26 @@ pub enum Error {
         /// Why, and what would help.
         reason: String,
     },
+    /// A kernel that a device's compiler did not take.
+    #[error("{device}: the kernel {kernel} does not compile: {reason}")]
+    Compile {
+        /// The device.
+        device: String,
+        /// The kernel.
+        kernel: String,
+        /// What the compiler says.
+        reason: String,
+    },
+    /// A device that failed at its work.
+    #[error("{device}: {op} failed: {reason}")]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What it was doing.
+        op: &'static str,
+        /// What the system below says.
+        reason: String,
+    },
     /// A gradient that does not exist.
     #[error("{op}: {reason}")]
     NoGradient {

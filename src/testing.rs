@@ -1,8 +1,10 @@
 //! What tests and benchmarks ask of the engine.
 
+use crate::device::{Device, gpu};
 use crate::engine;
 use crate::error::Result;
 use crate::tensor::{self, Explanation, Tensor};
+use std::time::Duration;
 
 pub use crate::engine::Counters;
 pub use crate::ops::{Elementwise, Reduction, Rounding, Sort};
@@ -36,4 +38,18 @@ pub fn counters() -> Counters {
 /// Kernels that evaluations on this thread have run so far, whatever other threads do.
 pub fn kernels_of_thread() -> u64 {
     engine::kernels_of_thread()
+}
+
+/// Dispatches that this thread has asked GPUs for so far, whatever other threads do.
+pub fn dispatches_of_thread() -> u64 {
+    gpu::queue::dispatches_of_thread()
+}
+
+/// Runs `work` and tells the device's time for what it evaluates: on a GPU that of its own clock, on the CPU
+/// that of the call.
+///
+/// # Errors
+/// A device that fails.
+pub fn device_time<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(T, Duration)> {
+    device.timed(work)
 }

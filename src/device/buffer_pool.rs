@@ -27,7 +27,16 @@ pub trait RawAlloc: Send + Sync + 'static {
     fn alloc(&self, bytes: usize, zeroed: bool) -> Option<Self::Raw>;
 
     /// Sets the first `bytes` of `raw` to zero.
-    fn zero(&self, raw: &mut Self::Raw, bytes: usize);
+    ///
+    /// # Errors
+    /// A device that fails.
+    fn zero(&self, raw: &mut Self::Raw, bytes: usize) -> Result<()>;
+
+    /// Waits until what was freed is free; `false` where that is so at once. An allocation that failed
+    /// is tried again after it.
+    fn reclaim(&self) -> bool {
+        false
+    }
 
     /// The device as error messages call it.
     fn device_name(&self) -> String;
@@ -104,11 +113,11 @@ impl<A: RawAlloc> BufferPool<A> {
     /// A buffer whose first `bytes` bytes are zero.
     ///
     /// # Errors
-    /// As [`BufferPool::get_uninit`].
+    /// As [`BufferPool::get_uninit`]; a device that fails.
     pub fn get_zeroed(&self, bytes: usize) -> Result<Buffer<A>> {
         let (mut buffer, reused) = self.get(bytes, true)?;
         if reused {
-            self.shared.alloc.zero(buffer.raw_mut(), bytes);
+            self.shared.alloc.zero(buffer.raw_mut(), bytes)?;
         }
         Ok(buffer)
     }
@@ -263,7 +272,8 @@ impl<A: RawAlloc> Shared<A> {
         let raw = self.alloc.alloc(class, zeroed).or_else(|| {
             let evicted = self.with_books(|books| books.evict_down_to(0));
             drop(evicted);
-            self.alloc.alloc(class, zeroed)
+            let raw = self.alloc.alloc(class, zeroed);
+            if raw.is_none() && self.alloc.reclaim() { self.alloc.alloc(class, zeroed) } else { raw }
         });
         self.with_books(|books| books.settle(class, raw.is_some()));
         raw
@@ -446,8 +456,9 @@ mod tests {
             Some(MockRaw { bytes: vec![if zeroed { 0 } else { 0xAA }; bytes], device: Arc::clone(&self.0) })
         }
 
-        fn zero(&self, raw: &mut MockRaw, bytes: usize) {
+        fn zero(&self, raw: &mut MockRaw, bytes: usize) -> Result<()> {
             raw.bytes[..bytes].fill(0);
+            Ok(())
         }
 
         fn device_name(&self) -> String {

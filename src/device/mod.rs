@@ -3,24 +3,42 @@
 pub mod buffer_pool;
 pub mod cpu;
 pub(crate) mod gpu;
+pub(crate) mod memory;
+mod random;
 
 pub use buffer_pool::{BufferPool, BufferPoolStats, PoolConfig};
+pub use memory::DeviceAlloc;
+pub(crate) use memory::Storage;
 
+use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use cpu::CpuDevice;
-use std::sync::{Arc, LazyLock};
-
-/// The memory of one tensor.
-pub(crate) type Storage = buffer_pool::Buffer<cpu::HostAlloc>;
+use gpu::Gpu;
+use gpu::driver::Driver;
+use random::RandomStream;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Where tensors live and are computed. Cheap to clone.
 ///
-/// There is one CPU device a process; its buffers come from a pool whose statistics are
-/// [`Device::buffer_pool_stats`].
+/// There is one CPU device a process, and one of each GPU; a device's buffers come from a pool whose
+/// statistics are [`Device::buffer_pool_stats`]. On a GPU an evaluation returns when it is recorded:
+/// reading elements waits for it, and so does [`Device::synchronize`].
 #[derive(Clone)]
-pub struct Device(Arc<CpuDevice>);
+pub struct Device(pub(crate) Kind);
 
-static CPU: LazyLock<Device> = LazyLock::new(|| Device(Arc::new(CpuDevice::new())));
+/// What a device is.
+#[derive(Clone)]
+pub(crate) enum Kind {
+    Cpu(Arc<CpuDevice>),
+    Gpu(Arc<Gpu>),
+}
+
+static CPU: LazyLock<Device> = LazyLock::new(|| Device(Kind::Cpu(Arc::new(CpuDevice::new()))));
+
+/// The GPUs that have been opened, by name.
+static GPUS: Mutex<BTreeMap<String, Device>> = Mutex::new(BTreeMap::new());
 
 impl Device {
     /// The CPU: always there.
@@ -33,12 +51,13 @@ impl Device {
     /// # Errors
     /// Always, for now: the Metal driver is not written yet.
     pub fn metal(ordinal: usize) -> Result<Device> {
-        let reason = if cfg!(target_os = "macos") {
-            "this version has no Metal driver yet; use Device::cpu()"
-        } else {
-            "Metal exists on macOS only; use Device::cpu()"
-        };
-        Err(Error::DeviceUnavailable { device: format!("metal:{ordinal}"), reason: reason.into() })
+        Device::open(format!("metal:{ordinal}"), || {
+            Err(if cfg!(target_os = "macos") {
+                "this version has no Metal driver yet; use Device::cpu()".into()
+            } else {
+                "Metal exists on macOS only; use Device::cpu()".into()
+            })
+        })
     }
 
     /// An NVIDIA GPU.
@@ -46,46 +65,104 @@ impl Device {
     /// # Errors
     /// Always, for now: the CUDA driver is not written yet.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        let reason = "this version has no CUDA driver yet; use Device::cpu()";
-        Err(Error::DeviceUnavailable { device: format!("cuda:{ordinal}"), reason: reason.into() })
+        Device::open(format!("cuda:{ordinal}"), || Err("this version has no CUDA driver yet; use Device::cpu()".into()))
+    }
+
+    /// A GPU in software, for tests: runs the Metal kernels on the host and checks every access.
+    ///
+    /// # Errors
+    /// Always, for now: its driver is not written yet.
+    #[cfg(feature = "soft-metal")]
+    pub fn soft_metal() -> Result<Device> {
+        Device::open("soft-metal".into(), || Err("this version has no soft Metal yet; use Device::cpu()".into()))
+    }
+
+    /// The GPU of a name, opened once a process.
+    fn open(name: String, driver: impl FnOnce() -> Result<Arc<dyn Driver>, String>) -> Result<Device> {
+        let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = gpus.get(&name) {
+            return Ok(device.clone());
+        }
+        let driver = driver().map_err(|reason| Error::DeviceUnavailable { device: name.clone(), reason })?;
+        let device = Device(Kind::Gpu(Arc::new(Gpu::new(driver))));
+        gpus.insert(name, device.clone());
+        Ok(device)
     }
 
     /// The fastest device there is.
     pub fn best() -> Device {
-        Device::cpu()
+        Device::cuda(0).unwrap_or_else(|_| Device::cpu())
     }
 
     /// Every device there is.
     pub fn enumerate() -> Vec<Device> {
-        vec![Device::cpu()]
+        let mut devices = vec![Device::cpu()];
+        devices.extend((0..).map_while(|ordinal| Device::cuda(ordinal).ok()));
+        #[cfg(feature = "soft-metal")]
+        devices.extend(Device::soft_metal());
+        devices
     }
 
-    /// `cpu`, as messages have it.
-    pub fn name(&self) -> &'static str {
-        "cpu"
+    /// `cpu` or `cuda:0`, as messages have it.
+    pub fn name(&self) -> &str {
+        match &self.0 {
+            Kind::Cpu(_) => "cpu",
+            Kind::Gpu(gpu) => &gpu.name,
+        }
+    }
+
+    /// Whether tensors of this dtype exist here: f64 is the CPU's alone.
+    pub fn supports(&self, dtype: DType) -> bool {
+        dtype != DType::F64 || matches!(self.0, Kind::Cpu(_))
+    }
+
+    /// Refuses a dtype that does not exist here.
+    pub(crate) fn needs_support(&self, op: &'static str, dtype: DType) -> Result<()> {
+        if self.supports(dtype) {
+            return Ok(());
+        }
+        Err(Error::dtype(op, dtype, format!("{self} has no {dtype}; use DType::F32 there, or Device::cpu()")))
+    }
+
+    /// Tells devices apart.
+    pub(crate) fn id(&self) -> usize {
+        match &self.0 {
+            Kind::Cpu(cpu) => Arc::as_ptr(cpu) as usize,
+            Kind::Gpu(gpu) => Arc::as_ptr(gpu) as usize,
+        }
     }
 
     /// What the device is and can do.
     pub fn info(&self) -> DeviceInfo {
-        self.0.info()
+        match &self.0 {
+            Kind::Cpu(cpu) => cpu.info(),
+            Kind::Gpu(gpu) => gpu.info(),
+        }
     }
 
     /// Waits until everything that was submitted has run, and reports what failed.
     ///
     /// # Errors
-    /// None on the CPU, where an evaluation returns when it is done.
+    /// An index out of range that no read has reported; a device that fails. None on the CPU, where an
+    /// evaluation returns when it is done.
     pub fn synchronize(&self) -> Result<()> {
-        Ok(())
+        match &self.0 {
+            Kind::Cpu(_) => Ok(()),
+            Kind::Gpu(gpu) => gpu.synchronize(),
+        }
     }
 
     /// The pool that every op's buffers come from.
-    pub fn buffer_pool(&self) -> &BufferPool<cpu::HostAlloc> {
-        self.0.pool()
+    pub fn buffer_pool(&self) -> &BufferPool<DeviceAlloc> {
+        match &self.0 {
+            Kind::Cpu(cpu) => &cpu.pool,
+            Kind::Gpu(gpu) => &gpu.pool,
+        }
     }
 
     /// What the pool has done so far. The reuse rate is `reuse_count / allocation_count`.
     pub fn buffer_pool_stats(&self) -> BufferPoolStats {
-        self.0.pool().stats()
+        self.buffer_pool().stats()
     }
 
     /// Bytes in use, cached and at the peak; the same counters as [`Device::buffer_pool_stats`].
@@ -95,39 +172,102 @@ impl Device {
 
     /// Frees every cached buffer; returns the bytes freed.
     pub fn empty_cache(&self) -> usize {
-        self.0.pool().shrink_to_fit()
+        self.buffer_pool().shrink_to_fit()
     }
 
     /// Limits the bytes in use; `None` lifts the limit.
     pub fn set_memory_limit(&self, bytes: Option<usize>) {
-        self.0.pool().set_memory_limit(bytes);
+        self.buffer_pool().set_memory_limit(bytes);
+    }
+
+    fn random(&self) -> &RandomStream {
+        match &self.0 {
+            Kind::Cpu(cpu) => &cpu.random,
+            Kind::Gpu(gpu) => &gpu.random,
+        }
     }
 
     /// Seeds the random numbers of tensors made on this device from now on.
     pub fn seed(&self, seed: u64) {
-        self.0.seed(seed);
+        self.random().set_state((seed, 0));
     }
 
     /// Where the random stream stands: its key and position, to be saved in a checkpoint.
     pub fn random_state(&self) -> (u64, u64) {
-        self.0.random_state()
+        self.random().state()
     }
 
     /// Puts the random stream where [`Device::random_state`] found it.
     pub fn set_random_state(&self, state: (u64, u64)) {
-        self.0.set_random_state(state);
+        self.random().set_state(state);
     }
 
     /// A stretch of the device's random stream for `n` numbers: key and offset.
     pub(crate) fn reserve_random(&self, n: usize) -> (u64, u64) {
-        self.0.reserve_random(n)
+        self.random().reserve(n)
     }
+
+    /// Host values in fresh memory.
+    pub(crate) fn upload<T: Element>(&self, values: &[T]) -> Result<Storage> {
+        let bytes = bytes_of(values);
+        match &self.0 {
+            Kind::Gpu(gpu) => gpu.upload(bytes),
+            Kind::Cpu(cpu) => {
+                let mut storage = Storage::new(&cpu.pool, bytes.len())?;
+                cpu::upload(&mut storage, bytes)?;
+                Ok(storage)
+            }
+        }
+    }
+
+    /// A copy, in memory of this device, of `bytes` bytes of realized memory of another, from `offset` on.
+    pub(crate) fn bring(&self, from: &Device, storage: &Storage, offset: usize, bytes: usize) -> Result<Storage> {
+        match (&from.0, &self.0) {
+            (Kind::Cpu(_), _) => self.upload(&cpu::bytes(storage)?[offset..offset + bytes]),
+            (Kind::Gpu(from), Kind::Gpu(to)) => {
+                let mut host = vec![0; bytes];
+                from.download(storage, offset, &mut host)?;
+                to.upload(&host)
+            }
+            (Kind::Gpu(from), Kind::Cpu(to)) => {
+                let mut copy = Storage::new(&to.pool, bytes)?;
+                cpu::fill(&mut copy, |out| from.download(storage, offset, out))?;
+                Ok(copy)
+            }
+        }
+    }
+
+    /// What `work` submits, and how long the device takes for it.
+    pub(crate) fn timed<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Duration)> {
+        match &self.0 {
+            Kind::Gpu(gpu) => gpu.timed(work),
+            Kind::Cpu(_) => {
+                let start = Instant::now();
+                let result = work();
+                Ok((result, start.elapsed()))
+            }
+        }
+    }
+}
+
+/// Elements as the bytes that memory holds.
+pub(crate) fn bytes_of<T: Element>(values: &[T]) -> &[u8] {
+    // SAFETY: `Element`s are plain data without padding.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// Has `write` put the bytes of elements in their place. They are those of a realized tensor of dtype
+/// `T::DTYPE`, where a bool is 0 or 1.
+pub(crate) fn read_bytes<T: Element>(out: &mut [T], write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    // SAFETY: `Element`s are plain data without padding, and any bytes are a value of them but for bools, for
+    // which the caller, one of this crate, vouches.
+    write(unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), size_of_val(out)) })
 }
 
 impl std::str::FromStr for Device {
     type Err = Error;
 
-    /// `cpu`, `cuda`, `cuda:1`, `metal` or `metal:0`.
+    /// `cpu`, `cuda`, `cuda:1`, `metal` or `metal:0`; `soft-metal` or `soft` where that is built in.
     fn from_str(name: &str) -> Result<Device> {
         let unknown = || Error::arg("Device", format!("no device is called {name:?}; use cpu, cuda:0 or metal:0"));
         let (kind, ordinal) = name.split_once(':').unwrap_or((name, "0"));
@@ -136,6 +276,8 @@ impl std::str::FromStr for Device {
             "cpu" if ordinal == 0 => Ok(Device::cpu()),
             "cuda" => Device::cuda(ordinal),
             "metal" => Device::metal(ordinal),
+            #[cfg(feature = "soft-metal")]
+            "soft" | "soft-metal" if ordinal == 0 => Device::soft_metal(),
             _ => Err(unknown()),
         }
     }
@@ -143,7 +285,7 @@ impl std::str::FromStr for Device {
 
 impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.id() == other.id()
     }
 }
 
@@ -164,15 +306,15 @@ impl std::fmt::Display for Device {
 /// What a device is: for people to read.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
-    /// `cpu`.
+    /// `cpu` or `cuda:0`.
     pub name: String,
     /// Processor or GPU, if it says so.
     pub model: Option<String>,
     /// Bytes of memory, if known.
     pub memory: Option<usize>,
-    /// Threads that kernels run on.
+    /// Threads that kernels run on; of a GPU, those that it can hold at once.
     pub threads: usize,
-    /// Instruction set of the kernels: `plain`, `neon`, `avx2` or `avx512`.
+    /// Instruction set of the kernels: `plain`, `neon`, `avx2` or `avx512`; of a GPU, its generation.
     pub simd: &'static str,
     /// What this machine or build lacks that would make it faster, and why.
     pub missing: Vec<String>,

@@ -1,7 +1,7 @@
 //! Making tensors.
 
 use super::Tensor;
-use crate::device::{Device, cpu};
+use crate::device::Device;
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::graph::{Node, Op, Random, Scalar};
@@ -21,9 +21,9 @@ impl Tensor {
             let reason = format!("{} values given, {} wanted", values.len(), shape.numel());
             return Err(Error::shape("from_slice", &shape, reason));
         }
-        let mut storage = device.buffer_pool().get_uninit(std::mem::size_of_val(values))?;
-        cpu::upload(&mut storage, values);
-        let node = Node::realized(Arc::new(storage), shape, T::DTYPE, device.clone(), Location::caller());
+        device.needs_support("from_slice", T::DTYPE)?;
+        let node =
+            Node::realized(Arc::new(device.upload(values)?), shape, T::DTYPE, device.clone(), Location::caller());
         Ok(Tensor(Arc::new(node)))
     }
 
@@ -155,7 +155,8 @@ impl Tensor {
         };
         let mut values = host_vec(Shape::new(&[count])?.numel())?;
         values.iter_mut().enumerate().for_each(|(i, v)| *v = at(i));
-        Tensor::from_vec(values, count, device)?.to_dtype(dtype)
+        // Only the CPU has f64.
+        Tensor::from_vec(values, count, &Device::cpu())?.to_dtype(dtype)?.to_device(device)
     }
 
     /// Uniform random numbers in [0, 1), from the device's stream.

@@ -1,6 +1,7 @@
 //! Printing, as PyTorch prints: numbers in columns, large tensors with their edges only.
 
 use super::Tensor;
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use std::fmt::{Display, Formatter, Write};
@@ -39,7 +40,7 @@ impl Tensor {
     /// The printed form of the elements that are shown, in order.
     fn shown(&self) -> Result<Vec<String>> {
         let edges = self.numel() > THRESHOLD;
-        let mut shown = self.clone();
+        let mut shown = self.detach();
         for dim in 0..self.rank() {
             let size = self.dims()[dim];
             if edges && size > 2 * EDGE {
@@ -49,7 +50,10 @@ impl Tensor {
         }
         match self.dtype() {
             DType::Bool => Ok(shown.to_vec::<bool>()?.iter().map(bool::to_string).collect()),
-            dtype if dtype.is_float() => Ok(float_cells(&shown.to_dtype(DType::F64)?.to_vec::<f64>()?)),
+            dtype if dtype.is_float() => {
+                let exact = shown.to_device(&Device::cpu())?.to_dtype(DType::F64)?;
+                Ok(float_cells(&exact.to_vec::<f64>()?))
+            }
             _ => Ok(shown.to_dtype(DType::I64)?.to_vec::<i64>()?.iter().map(i64::to_string).collect()),
         }
     }

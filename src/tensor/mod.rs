@@ -20,8 +20,9 @@ pub use autocast::autocast;
 pub(crate) use autocast::{full_precision, operand as autocast_operand};
 pub use conv::ConvOptions;
 pub use operand::{Dim, IntoDims, Operand};
+pub use read::Readback;
 
-use crate::device::Device;
+use crate::device::{Device, Storage};
 use crate::dtype::DType;
 use crate::engine;
 use crate::error::{Error, Result};
@@ -115,6 +116,7 @@ impl Tensor {
     #[track_caller]
     fn record(op: Op, inputs: &[&Tensor], shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let site = Location::caller();
+        device.needs_support(op.name(), dtype)?;
         if shape.numel() == 0 {
             return Tensor::empty(shape, dtype, device);
         }
@@ -131,7 +133,7 @@ impl Tensor {
     /// A realized tensor of no elements.
     #[track_caller]
     fn empty(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
-        let storage = Arc::new(device.buffer_pool().get_uninit(0)?);
+        let storage = Arc::new(Storage::new(device.buffer_pool(), 0)?);
         Ok(Tensor(Arc::new(Node::realized(storage, shape, dtype, device.clone(), Location::caller()))))
     }
 

@@ -76,6 +76,7 @@ impl Tensor {
         dtype: DType,
         device: &crate::device::Device,
     ) -> Result<Tensor> {
+        device.needs_support(op, dtype)?;
         let value = fit(value, op, dtype)?;
         let node = Node::pending(
             Op::Scalar(value),

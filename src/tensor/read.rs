@@ -2,10 +2,14 @@
 
 use super::Tensor;
 use super::create::host_vec;
-use crate::device::cpu;
+use crate::device::gpu::readback::Pending;
+use crate::device::{Device, Kind, Storage, cpu, read_bytes};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::shape::{Dims, position};
+use crate::graph::{Node, Track, is_recording};
+use crate::shape::{Dims, Strides, position};
+use std::panic::Location;
+use std::sync::Arc;
 
 impl Tensor {
     /// Every element, in row-major order.
@@ -17,6 +21,21 @@ impl Tensor {
         let mut out = host_vec(self.numel())?;
         self.read("to_vec", &mut out)?;
         Ok(out)
+    }
+
+    /// Every element, in row-major order, to be waited for: the device works on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    pub fn to_vec_async<T: Element>(&self) -> Result<Readback<T>> {
+        self.needs_type::<T>("to_vec_async")?;
+        let Kind::Gpu(gpu) = &self.device().0 else { return Ok(Readback(State::Ready(self.to_vec()?))) };
+        if self.numel() == 0 {
+            return Ok(Readback(State::Ready(Vec::new())));
+        }
+        let (storage, start) = self.stretch()?;
+        let pending = Pending::new(gpu, &storage, start * size_of::<T>(), self.numel() * size_of::<T>())?;
+        Ok(Readback(State::Pending(pending, host_vec(self.numel())?)))
     }
 
     /// Every element, in row-major order, into `out`.
@@ -81,15 +100,29 @@ impl Tensor {
         Ok(rows(self.to_vec()?, a, b * c).into_iter().map(|m| rows(m, b, c)).collect())
     }
 
-    /// This tensor on another device.
+    /// This tensor on another device. Evaluates it, and copies the elements through the host.
     ///
     /// # Errors
-    /// A device that this version does not know.
-    pub fn to_device(&self, device: &crate::device::Device) -> Result<Tensor> {
+    /// A dtype that the device does not have; derivatives, which do not cross devices; what evaluation
+    /// reports.
+    #[track_caller]
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         if device == self.device() {
             return self.unchanged();
         }
-        Err(Error::DeviceUnavailable { device: device.to_string(), reason: "tensors cannot be moved there yet".into() })
+        device.needs_support("to_device", self.dtype())?;
+        if is_recording() && self.0.track() != Track::Constant {
+            let reason = format!("gradients do not flow from {device} back to {}; detach() first", self.device());
+            return Err(Error::NoGradient { op: "to_device", reason });
+        }
+        if self.numel() == 0 {
+            return Tensor::empty(*self.shape(), self.dtype(), device);
+        }
+        let (storage, start) = self.stretch()?;
+        let size = self.dtype().size();
+        let moved = device.bring(self.device(), &storage, start * size, self.numel() * size)?;
+        let node = Node::realized(Arc::new(moved), *self.shape(), self.dtype(), device.clone(), Location::caller());
+        Ok(Tensor(Arc::new(node)))
     }
 
     fn needs_rank(&self, op: &'static str, rank: usize) -> Result<()> {
@@ -112,6 +145,22 @@ impl Tensor {
         if out.is_empty() {
             return Ok(());
         }
+        if let Kind::Gpu(gpu) = &self.device().0 {
+            let (storage, start) = self.stretch()?;
+            return read_bytes(out, |bytes| gpu.download(&storage, start * size_of::<T>(), bytes));
+        }
+        let Strided { storage, extents, strides, offset } = self.evaluated()?;
+        let row = extents.last().copied().unwrap_or(1);
+        let step = strides.last().copied().unwrap_or(1);
+        for (i, chunk) in out.chunks_mut(row).enumerate() {
+            let start = offset + position(i * row, &extents, &strides);
+            cpu::download(&storage, start, step, chunk)?;
+        }
+        Ok(())
+    }
+
+    /// The elements, evaluated: where they lie, with as few loops as can be.
+    fn evaluated(&self) -> Result<Strided> {
         let mut layout = self.layout();
         if layout.base.0.depth() > 0 {
             // The view decides what has to be computed at all.
@@ -123,13 +172,59 @@ impl Tensor {
         };
         let (mut extents, mut strides) = (Dims::from_slice(self.dims()).unwrap_or_default(), layout.strides);
         crate::schedule::collapse(&mut extents, &mut [&mut strides]);
-        let row = extents.last().copied().unwrap_or(1);
-        let step = strides.last().copied().unwrap_or(1);
-        for (i, chunk) in out.chunks_mut(row).enumerate() {
-            let start = layout.offset + position(i * row, &extents, &strides);
-            cpu::download(&storage, start, step, chunk);
+        Ok(Strided { storage, extents, strides, offset: layout.offset })
+    }
+
+    /// The elements, evaluated, in one stretch of memory in row-major order: copied where they are not. And
+    /// where it starts, in elements.
+    fn stretch(&self) -> Result<(Arc<Storage>, usize)> {
+        let Strided { storage, extents, strides, offset } = self.evaluated()?;
+        if extents.is_empty() || (extents.len() == 1 && (strides[0] == 1 || extents[0] == 1)) {
+            return Ok((storage, offset as usize));
         }
-        Ok(())
+        let copy = self.detach().contiguous()?.evaluated()?;
+        Ok((copy.storage, copy.offset as usize))
+    }
+}
+
+/// Elements in memory, walked by loops.
+struct Strided {
+    storage: Arc<Storage>,
+    extents: Dims<usize>,
+    strides: Strides,
+    offset: isize,
+}
+
+/// Elements on their way from a device: see [`Tensor::to_vec_async`].
+pub struct Readback<T>(State<T>);
+
+enum State<T> {
+    Ready(Vec<T>),
+    /// And where they will go.
+    Pending(Pending, Vec<T>),
+}
+
+impl<T: Element> Readback<T> {
+    /// Whether [`Readback::wait`] would return at once.
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            State::Ready(_) => true,
+            State::Pending(pending, _) => pending.is_ready(),
+        }
+    }
+
+    /// The elements.
+    ///
+    /// # Errors
+    /// An index that was out of range; a device that fails.
+    pub fn wait(self) -> Result<Vec<T>> {
+        match self.0 {
+            State::Ready(values) => Ok(values),
+            State::Pending(pending, mut values) => {
+                read_bytes(&mut values, |bytes| pending.wait(bytes))?;
+                Ok(values)
+            }
+        }
     }
 }
 

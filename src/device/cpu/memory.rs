@@ -1,6 +1,7 @@
 //! Host memory for the buffer pool.
 
 use crate::device::buffer_pool::RawAlloc;
+use crate::error::Result;
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
@@ -23,15 +24,14 @@ impl RawAlloc for HostAlloc {
     fn alloc(&self, bytes: usize, zeroed: bool) -> Option<HostMemory> {
         let mut memory = HostMemory::new(bytes)?;
         if zeroed {
-            self.zero(&mut memory, bytes);
+            memory.zero(bytes);
         }
         Some(memory)
     }
 
-    fn zero(&self, raw: &mut HostMemory, bytes: usize) {
-        assert!(bytes <= raw.bytes, "zeroing {bytes} of {} bytes", raw.bytes);
-        // SAFETY: the range lies within the allocation, which `raw` owns and is borrowed exclusively.
-        unsafe { raw.ptr.write_bytes(0, bytes) }
+    fn zero(&self, raw: &mut HostMemory, bytes: usize) -> Result<()> {
+        raw.zero(bytes);
+        Ok(())
     }
 
     fn device_name(&self) -> String {
@@ -67,6 +67,13 @@ impl HostMemory {
             advise_huge_pages(ptr, bytes);
         }
         Some(HostMemory { ptr, bytes })
+    }
+
+    /// Sets the first `bytes` bytes to zero.
+    pub(super) fn zero(&mut self, bytes: usize) {
+        assert!(bytes <= self.bytes, "zeroing {bytes} of {} bytes", self.bytes);
+        // SAFETY: the range lies within the allocation, which `self` owns and is borrowed exclusively.
+        unsafe { self.ptr.write_bytes(0, bytes) }
     }
 
     /// The first byte; dangling, but aligned, if there are no bytes. Valid for reads of what has
@@ -188,7 +195,7 @@ mod tests {
         let mut memory = HostAlloc.alloc(256, true).unwrap();
         // SAFETY: it was zeroed, and nobody else knows of it.
         unsafe { memory.slice_mut(256) }.fill(7);
-        HostAlloc.zero(&mut memory, 100);
+        HostAlloc.zero(&mut memory, 100).unwrap();
         // SAFETY: as above.
         let bytes = unsafe { memory.slice(256) };
         assert!(bytes[..100].iter().all(|&b| b == 0) && bytes[100..].iter().all(|&b| b == 7));

@@ -8,7 +8,7 @@ mod isa;
 mod memory;
 mod program;
 mod scatter;
-mod threads;
+pub(crate) mod threads;
 mod tile;
 mod walk;
 mod worker;
@@ -18,26 +18,24 @@ pub use memory::{HostAlloc, HostMemory};
 pub(crate) use faults::Fault;
 pub(crate) use program::Program;
 
-use super::{BufferPool, DeviceInfo, PoolConfig, Storage};
+use super::memory::{DeviceAlloc, Storage};
+use super::random::RandomStream;
+use super::{BufferPool, DeviceInfo, PoolConfig};
 use crate::dtype::Element;
+use crate::error::Result;
 use crate::graph::Scalar;
 use exec::Launch;
 use faults::Faults;
 use isa::Isa;
-use std::sync::{Mutex, PoisonError};
 
 /// The CPU device's state.
 pub(crate) struct CpuDevice {
-    pool: BufferPool<HostAlloc>,
-    /// Key and position of the random stream.
-    random: Mutex<(u64, u64)>,
+    pub pool: BufferPool<DeviceAlloc>,
+    pub random: RandomStream,
 }
 
 /// Rough instructions from which on a part of a launch is worth several threads.
 const LARGE_PART: usize = 8 * exec::PARALLEL_WORK;
-
-/// Seed of a process that sets none.
-const DEFAULT_SEED: u64 = 0x7465_6e73_6f72;
 
 impl CpuDevice {
     pub fn new() -> Self {
@@ -46,30 +44,7 @@ impl CpuDevice {
             max_cached_bytes: memory.map_or(PoolConfig::default().max_cached_bytes, |bytes| bytes / 4),
             ..PoolConfig::default()
         };
-        CpuDevice { pool: BufferPool::new(HostAlloc, config), random: Mutex::new((DEFAULT_SEED, 0)) }
-    }
-
-    pub fn pool(&self) -> &BufferPool<HostAlloc> {
-        &self.pool
-    }
-
-    pub fn seed(&self, seed: u64) {
-        self.set_random_state((seed, 0));
-    }
-
-    pub fn random_state(&self) -> (u64, u64) {
-        *self.random.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn set_random_state(&self, state: (u64, u64)) {
-        *self.random.lock().unwrap_or_else(PoisonError::into_inner) = state;
-    }
-
-    pub fn reserve_random(&self, n: usize) -> (u64, u64) {
-        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = *random;
-        random.1 = random.1.wrapping_add(n.next_multiple_of(4) as u64);
-        at
+        CpuDevice { pool: BufferPool::new(DeviceAlloc::host(), config), random: RandomStream::new() }
     }
 
     pub fn info(&self) -> DeviceInfo {
@@ -116,10 +91,10 @@ fn missing(isa: Isa) -> Vec<String> {
 ///
 /// # Errors
 /// An index that was out of range.
-pub(crate) fn launch(parts: &[(&Program, Vec<&Storage>)], params: &[Scalar]) -> Result<(), Fault> {
+pub(crate) fn launch(parts: &[(&Program, Vec<&HostMemory>)], params: &[Scalar]) -> Result<(), Fault> {
     let run = |part: usize| {
         let (program, buffers) = &parts[part];
-        let pointers: Vec<*mut u8> = buffers.iter().map(|storage| storage.raw().as_ptr()).collect();
+        let pointers: Vec<*mut u8> = buffers.iter().map(|memory| memory.as_ptr()).collect();
         // SAFETY: the engine, the only caller, hands over a plan's buffers: each of its node's size, written
         // before it is read since the plan orders its launches, and written over an input only where the
         // program was compiled for it and no other part reads that. The engine's lock keeps other
@@ -140,17 +115,46 @@ pub(crate) fn launch(parts: &[(&Program, Vec<&Storage>)], params: &[Scalar]) -> 
     faults.first()
 }
 
-/// Copies host values into fresh memory.
-pub(crate) fn upload<T: Element>(storage: &mut Storage, values: &[T]) {
-    let bytes = std::mem::size_of_val(values);
-    debug_assert!(bytes <= storage.len());
-    // SAFETY: `storage` is exclusive and holds at least `bytes` bytes; a tensor's `Element`s are
-    // plain data whose bytes are what memory holds, and the two cannot overlap.
-    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), storage.raw_mut().as_ptr(), bytes) };
+/// The memory of a realized buffer as bytes.
+///
+/// # Errors
+/// [`crate::Error::Internal`] for memory that is not the host's.
+pub(crate) fn bytes(storage: &Storage) -> Result<&[u8]> {
+    // SAFETY: the buffer is realized, so all its bytes are written, and nobody writes them while this
+    // reference is held.
+    Ok(unsafe { storage.host()?.slice(storage.len()) })
+}
+
+/// Has `write` fill fresh memory.
+///
+/// # Errors
+/// As [`bytes`], and of `write`.
+pub(crate) fn fill(storage: &mut Storage, write: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    let len = storage.len();
+    let memory = storage.host_mut()?;
+    memory.zero(len);
+    // SAFETY: the bytes have just been written, and `storage` is exclusive.
+    write(unsafe { memory.slice_mut(len) })
+}
+
+/// Copies host bytes into fresh memory.
+///
+/// # Errors
+/// As [`bytes`].
+pub(crate) fn upload(storage: &mut Storage, bytes: &[u8]) -> Result<()> {
+    debug_assert!(bytes.len() <= storage.len());
+    let memory = storage.host_mut()?;
+    // SAFETY: `storage` is exclusive and holds at least that many bytes, and the two cannot overlap.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.as_ptr(), bytes.len()) };
+    Ok(())
 }
 
 /// Reads `n` elements at `start`, `start + step`, ... of a realized buffer.
-pub(crate) fn download<T: Element>(storage: &Storage, start: isize, step: isize, out: &mut [T]) {
+///
+/// # Errors
+/// As [`bytes`].
+pub(crate) fn download<T: Element>(storage: &Storage, start: isize, step: isize, out: &mut [T]) -> Result<()> {
+    let memory = storage.host()?;
     let last = start + step * (out.len() as isize - 1).max(0);
     let elements = (storage.len() / size_of::<T>()) as isize;
     debug_assert!(out.is_empty() || (start.min(last) >= 0 && start.max(last) < elements));
@@ -158,11 +162,12 @@ pub(crate) fn download<T: Element>(storage: &Storage, start: isize, step: isize,
     // bool is stored as 0 or 1), and nobody writes it while this reference is held; the range was
     // checked by whoever made the view, and is asserted above.
     unsafe {
-        let source = storage.raw().as_ptr().cast::<T>().offset(start);
+        let source = memory.as_ptr().cast::<T>().offset(start);
         if step == 1 {
             std::ptr::copy_nonoverlapping(source, out.as_mut_ptr(), out.len());
         } else {
             out.iter_mut().enumerate().for_each(|(i, slot)| *slot = *source.offset(i as isize * step));
         }
     }
+    Ok(())
 }

@@ -1,0 +1,148 @@
+//! Kernels by source and name: handles in memory, compiled binaries on disk.
+
+use super::disk::{Disk, hash};
+use super::driver::{Driver, Function};
+use crate::device::cpu::threads;
+use crate::error::{Error, Result};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+
+/// Handles that are kept; the least recently used goes first.
+const MAX_FUNCTIONS: usize = 4096;
+
+/// Binaries that are kept, for sources of several kernels.
+const MAX_BINARIES: usize = 64;
+
+/// The kernels of one device.
+pub(crate) struct Kernels {
+    driver: Arc<dyn Driver>,
+    /// The part of a key on disk that all kernels share.
+    toolchain: OnceLock<String>,
+    disk: Option<Disk>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By the hash of source and name: the handle, and when it was last asked for.
+    functions: FxHashMap<u128, (Function, u64)>,
+    /// By the hash of the source.
+    binaries: FxHashMap<u128, (Arc<Vec<u8>>, u64)>,
+    tick: u64,
+}
+
+impl Kernels {
+    pub fn new(driver: Arc<dyn Driver>, disk: Option<Disk>) -> Kernels {
+        Kernels { driver, toolchain: OnceLock::new(), disk, known: Mutex::default() }
+    }
+
+    fn known<T>(&self, use_it: impl FnOnce(&mut Known) -> T) -> T {
+        use_it(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The kernel `name` of a source.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn function(&self, source: &str, name: &str) -> Result<Function> {
+        let key = hash((source, name));
+        if let Some(function) = self.known(|known| known.function(key)) {
+            return Ok(function);
+        }
+        let binary = self.binary(source, name)?;
+        let function = self.driver.load(&binary, name).map_err(|reason| self.refused(name, reason))?;
+        self.known(|known| known.keep_function(key, function));
+        Ok(function)
+    }
+
+    /// Makes kernels ready, sources in parallel.
+    ///
+    /// # Errors
+    /// The first [`Error::Compile`], in the order of the list.
+    pub fn prepare(&self, list: &[(&str, &str)]) -> Result<()> {
+        let mut seen = FxHashSet::default();
+        let missing: Vec<_> = self.known(|known| {
+            let is_missing = |source: &str, name| !known.functions.contains_key(&hash((source, name)));
+            list.iter().filter(|(source, name)| is_missing(source, name) && seen.insert(*source)).collect()
+        });
+        let errors = Mutex::new(Vec::new());
+        threads::for_each(missing.len(), true, &|i| {
+            let (source, name) = missing[i];
+            if let Err(error) = self.function(source, name) {
+                errors.lock().unwrap_or_else(PoisonError::into_inner).push((i, error));
+            }
+        });
+        let errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
+        errors.into_iter().min_by_key(|(i, _)| *i).map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// The compiled form of a source, from memory, disk or the compiler. `name` is for messages.
+    fn binary(&self, source: &str, name: &str) -> Result<Arc<Vec<u8>>> {
+        let key = hash(source);
+        if let Some(binary) = self.known(|known| known.binary(key)) {
+            return Ok(binary);
+        }
+        log_source(source, name);
+        let text = format!("{}\n{source}", self.toolchain());
+        let binary = match self.disk.as_ref().and_then(|disk| disk.read(&text)) {
+            Some(binary) => binary,
+            None => {
+                let binary = self.driver.compile(source).map_err(|reason| self.refused(name, reason))?;
+                self.disk.iter().for_each(|disk| disk.write(&text, &binary));
+                binary
+            }
+        };
+        let binary = Arc::new(binary);
+        self.known(|known| known.keep_binary(key, binary.clone()));
+        Ok(binary)
+    }
+
+    fn toolchain(&self) -> &str {
+        self.toolchain.get_or_init(|| format!("tensorlogic {}\n{}", env!("CARGO_PKG_VERSION"), self.driver.compiler()))
+    }
+
+    fn refused(&self, kernel: &str, reason: String) -> Error {
+        Error::Compile { device: self.driver.name(), kernel: kernel.into(), reason }
+    }
+}
+
+impl Known {
+    fn function(&mut self, key: u128) -> Option<Function> {
+        self.tick += 1;
+        let (function, used) = self.functions.get_mut(&key)?;
+        *used = self.tick;
+        Some(*function)
+    }
+
+    fn binary(&mut self, key: u128) -> Option<Arc<Vec<u8>>> {
+        self.tick += 1;
+        let (binary, used) = self.binaries.get_mut(&key)?;
+        *used = self.tick;
+        Some(binary.clone())
+    }
+
+    fn keep_function(&mut self, key: u128, function: Function) {
+        make_room(&mut self.functions, MAX_FUNCTIONS);
+        self.functions.insert(key, (function, self.tick));
+    }
+
+    fn keep_binary(&mut self, key: u128, binary: Arc<Vec<u8>>) {
+        make_room(&mut self.binaries, MAX_BINARIES);
+        self.binaries.insert(key, (binary, self.tick));
+    }
+}
+
+/// Removes the least recently used of `max` entries.
+fn make_room<T>(map: &mut FxHashMap<u128, (T, u64)>, max: usize) {
+    if map.len() >= max {
+        let oldest = map.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
+        oldest.and_then(|key| map.remove(&key));
+    }
+}
+
+fn log_source(source: &str, name: &str) {
+    static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("source")));
+    if *LOG {
+        eprintln!("tensorlogic source of {name}:\n{source}");
+    }
+}

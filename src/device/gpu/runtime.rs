@@ -1,0 +1,206 @@
+//! One GPU: memory, kernels, queue and faults above a driver.
+
+use super::cache::Kernels;
+use super::disk::Disk;
+use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket};
+use super::faults::{Faults, Verdict, Watch};
+use super::memory::GpuAlloc;
+use super::queue::{Bound, Launch, Queue};
+use crate::device::memory::{DeviceAlloc, Storage};
+use crate::device::random::RandomStream;
+use crate::device::{BufferPool, DeviceInfo, PoolConfig};
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A GPU.
+pub(crate) struct Gpu {
+    pub name: String,
+    pub pool: BufferPool<DeviceAlloc>,
+    pub random: RandomStream,
+    queue: Arc<Queue>,
+    kernels: Kernels,
+    faults: Faults,
+}
+
+impl Gpu {
+    pub fn new(driver: Arc<dyn Driver>) -> Gpu {
+        Gpu::with_cache(driver, Disk::of_user())
+    }
+
+    /// With the compiled kernels of a folder, or of none.
+    pub fn with_cache(driver: Arc<dyn Driver>, disk: Option<Disk>) -> Gpu {
+        let queue = Arc::new(Queue::new(driver.clone()));
+        let default = PoolConfig::default();
+        let half = driver.info().memory.map(|bytes| bytes / 2);
+        let config = PoolConfig { max_cached_bytes: half.unwrap_or(default.max_cached_bytes), ..default };
+        Gpu {
+            name: driver.name(),
+            pool: BufferPool::new(DeviceAlloc::gpu(GpuAlloc(queue.clone())), config),
+            random: RandomStream::new(),
+            queue,
+            kernels: Kernels::new(driver, disk),
+            faults: Faults::default(),
+        }
+    }
+
+    pub fn info(&self) -> DeviceInfo {
+        self.queue.driver().info()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        self.queue.limits()
+    }
+
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The kernel `name` of a Metal source, compiled if it was not yet.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn function(&self, source: &str, name: &str) -> Result<Function> {
+        self.kernels.function(source, name)
+    }
+
+    /// Compiles those of a list of (source, name) that are not compiled yet, in parallel.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn prepare(&self, list: &[(&str, &str)]) -> Result<()> {
+        self.kernels.prepare(list)
+    }
+
+    /// Runs a kernel behind what it depends on, some time.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn submit(&self, launch: &Launch) -> Result<()> {
+        self.queue.submit(launch)
+    }
+
+    /// Multiplies by the vendor's library, over the allocations `buffers`; `false` if it does not.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn library_product(&self, product: &LibraryProduct, buffers: &[Bound]) -> Result<bool> {
+        self.queue.library_product(product, buffers)
+    }
+
+    /// Copies `bytes` bytes of `from`, from `offset` on, to the start of `to`.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn copy(&self, from: &Storage, offset: usize, to: &Storage, bytes: usize) -> Result<()> {
+        debug_assert!(offset + bytes <= from.len() && bytes <= to.len());
+        self.queue.copy(address(from)?, offset, address(to)?, bytes)
+    }
+
+    /// Sets a storage to zero.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn zero(&self, storage: &Storage) -> Result<()> {
+        self.queue.zero(bound(storage, true)?, 0)
+    }
+
+    /// Host bytes in device memory.
+    ///
+    /// # Errors
+    /// Out of memory; a device that fails.
+    pub fn upload(&self, bytes: &[u8]) -> Result<Storage> {
+        let storage = Storage::new(&self.pool, bytes.len())?;
+        if !bytes.is_empty() {
+            self.queue.write(address(&storage)?, bytes)?;
+        }
+        Ok(storage)
+    }
+
+    /// Reads bytes of a storage from `offset` on, when all that was asked for has run.
+    ///
+    /// # Errors
+    /// A fault of the evaluation that wrote them; a device that fails.
+    pub fn download(&self, storage: &Storage, offset: usize, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.commit()?;
+        self.fetch(ticket, storage, offset, out)?;
+        self.judge(storage.verdict().as_deref())
+    }
+
+    /// Reads once a commit has run. The queue is others' until then.
+    pub(super) fn fetch(&self, ticket: Ticket, storage: &Storage, offset: usize, out: &mut [u8]) -> Result<()> {
+        debug_assert!(offset + out.len() <= storage.len());
+        self.queue.wait(ticket)?;
+        self.queue.read(address(storage)?, offset, out)
+    }
+
+    /// Finds a verdict.
+    pub(super) fn judge(&self, verdict: Option<&Verdict>) -> Result<()> {
+        let Some(verdict) = verdict else { return Ok(()) };
+        if !verdict.is_settled() {
+            self.faults.check(&self.queue)?;
+        }
+        verdict.get()
+    }
+
+    /// Begins an evaluation that reads `inputs`: see [`Faults::watch`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn watch<'a>(&self, can_fault: bool, inputs: impl Iterator<Item = &'a Storage>) -> Result<Option<Watch>> {
+        self.faults.watch(&self.queue, &self.pool, can_fault, inputs)
+    }
+
+    /// Ends an evaluation: see [`Faults::finish`].
+    pub fn finish(&self, watch: Watch) -> Arc<Verdict> {
+        self.faults.finish(watch)
+    }
+
+    /// Sends off what there is.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn commit(&self) -> Result<Ticket> {
+        self.queue.commit()
+    }
+
+    /// Waits until everything has run.
+    ///
+    /// # Errors
+    /// A fault that nobody was told of; a device that fails.
+    pub fn synchronize(&self) -> Result<()> {
+        self.queue.drain()?;
+        self.faults.check(&self.queue)?;
+        self.faults.take_unreported()
+    }
+
+    /// What `work` submits, and the device's time for it.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn timed<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Duration)> {
+        let from = self.queue.mark()?;
+        let result = work();
+        let to = self.queue.mark()?;
+        Ok((result, self.queue.elapsed(from, to)?))
+    }
+}
+
+/// Where a storage lies, which is on a GPU.
+///
+/// # Errors
+/// [`Error::Internal`] if it is not.
+pub(crate) fn address(storage: &Storage) -> Result<Address> {
+    storage.address().ok_or_else(|| Error::internal("gpu::runtime", "a GPU was handed the host's memory"))
+}
+
+/// A storage as a launch takes it.
+///
+/// # Errors
+/// As [`address`].
+pub(crate) fn bound(storage: &Storage, writes: bool) -> Result<Bound> {
+    Ok(Bound { address: address(storage)?, bytes: storage.len(), writes })
+}

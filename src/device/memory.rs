@@ -1,0 +1,138 @@
+//! The memory of any device, behind one type of pool.
+
+use super::buffer_pool::{Buffer, BufferPool, RawAlloc};
+use super::cpu::{HostAlloc, HostMemory};
+use super::gpu::driver::Address;
+use super::gpu::faults::Verdict;
+use super::gpu::memory::{GpuAlloc, GpuMemory};
+use crate::error::{Error, Result};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Allocates the memory of one device.
+pub struct DeviceAlloc(Alloc);
+
+enum Alloc {
+    Host(HostAlloc),
+    Gpu(GpuAlloc),
+}
+
+/// An owned piece of a device's memory.
+pub struct DeviceMemory(Memory);
+
+enum Memory {
+    Host(HostMemory),
+    Gpu(GpuMemory),
+}
+
+impl DeviceAlloc {
+    pub(crate) fn host() -> Self {
+        DeviceAlloc(Alloc::Host(HostAlloc))
+    }
+
+    pub(crate) fn gpu(alloc: GpuAlloc) -> Self {
+        DeviceAlloc(Alloc::Gpu(alloc))
+    }
+}
+
+impl RawAlloc for DeviceAlloc {
+    type Raw = DeviceMemory;
+
+    fn alloc(&self, bytes: usize, zeroed: bool) -> Option<DeviceMemory> {
+        Some(DeviceMemory(match &self.0 {
+            Alloc::Host(alloc) => Memory::Host(alloc.alloc(bytes, zeroed)?),
+            Alloc::Gpu(alloc) => Memory::Gpu(alloc.alloc(bytes, zeroed)?),
+        }))
+    }
+
+    fn zero(&self, raw: &mut DeviceMemory, bytes: usize) -> Result<()> {
+        match (&self.0, &mut raw.0) {
+            (Alloc::Host(alloc), Memory::Host(memory)) => alloc.zero(memory, bytes),
+            (Alloc::Gpu(alloc), Memory::Gpu(memory)) => alloc.zero(memory, bytes),
+            _ => Err(Error::internal("device::memory", "memory of another device")),
+        }
+    }
+
+    fn reclaim(&self) -> bool {
+        match &self.0 {
+            Alloc::Host(alloc) => alloc.reclaim(),
+            Alloc::Gpu(alloc) => alloc.reclaim(),
+        }
+    }
+
+    fn device_name(&self) -> String {
+        match &self.0 {
+            Alloc::Host(alloc) => alloc.device_name(),
+            Alloc::Gpu(alloc) => alloc.device_name(),
+        }
+    }
+}
+
+/// The memory of one tensor.
+pub(crate) struct Storage {
+    buffer: Buffer<DeviceAlloc>,
+    /// On a GPU: what the evaluation that wrote it came to, where that could go wrong.
+    verdict: Mutex<Option<Arc<Verdict>>>,
+}
+
+impl Storage {
+    /// `bytes` bytes with unspecified contents.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(pool: &BufferPool<DeviceAlloc>, bytes: usize) -> Result<Storage> {
+        Ok(Storage { buffer: pool.get_uninit(bytes)?, verdict: Mutex::new(None) })
+    }
+
+    /// `bytes` bytes of zeros.
+    ///
+    /// # Errors
+    /// Out of memory; a device that fails.
+    pub fn zeroed(pool: &BufferPool<DeviceAlloc>, bytes: usize) -> Result<Storage> {
+        Ok(Storage { buffer: pool.get_zeroed(bytes)?, verdict: Mutex::new(None) })
+    }
+
+    /// Bytes that were asked for.
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The memory, which is the host's.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if it is not.
+    pub fn host(&self) -> Result<&HostMemory> {
+        match &self.buffer.raw().0 {
+            Memory::Host(memory) => Ok(memory),
+            Memory::Gpu(_) => Err(Error::internal("device::memory", "the host was handed a GPU's memory")),
+        }
+    }
+
+    /// The memory, which is the host's, exclusively.
+    ///
+    /// # Errors
+    /// As [`Storage::host`].
+    pub fn host_mut(&mut self) -> Result<&mut HostMemory> {
+        match &mut self.buffer.raw_mut().0 {
+            Memory::Host(memory) => Ok(memory),
+            Memory::Gpu(_) => Err(Error::internal("device::memory", "the host was handed a GPU's memory")),
+        }
+    }
+
+    /// Where it lies, if that is on a GPU.
+    pub fn address(&self) -> Option<Address> {
+        match &self.buffer.raw().0 {
+            Memory::Host(_) => None,
+            Memory::Gpu(memory) => Some(memory.address()),
+        }
+    }
+
+    /// What the evaluation that wrote it came to; `None` if nothing could go wrong.
+    pub fn verdict(&self) -> Option<Arc<Verdict>> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says which evaluation wrote it.
+    pub fn set_verdict(&self, verdict: Option<Arc<Verdict>>) {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+    }
+}

@@ -14,6 +14,8 @@ pub(super) enum Field {
     Pointer(String),
     /// A `TlMatmul`.
     Matmul,
+    /// A `TlScatter`.
+    Scatter,
 }
 
 impl Field {
@@ -21,6 +23,7 @@ impl Field {
         match self {
             Field::Long | Field::Pointer(_) => 8,
             Field::Matmul => 48,
+            Field::Scatter => 32,
             _ => 4,
         }
     }
@@ -33,6 +36,7 @@ impl Field {
             Field::Float => "float",
             Field::Pointer(text) => text,
             Field::Matmul => "TlMatmul",
+            Field::Scatter => "TlScatter",
         }
     }
 
@@ -56,6 +60,8 @@ pub(crate) enum Fill {
     Param(u32, DType),
     /// A product's strides (of a, then of b: rows, columns) and sizes (m, n, k).
     Product([i64; 4], [u32; 3]),
+    /// A scatter's strides (of the source: terms, columns; of the index) and sizes (terms, columns).
+    Scatter([i64; 3], [u32; 2]),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
     Tag { node: u32, limit: usize },
     /// The address of a buffer.
@@ -120,6 +126,10 @@ impl Fields {
                 (Fill::Product(strides, sizes), _) => {
                     bytes.extend(strides.iter().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(sizes.iter().chain(&[0]).flat_map(|s| s.to_le_bytes()));
+                }
+                (Fill::Scatter(strides, sizes), _) => {
+                    bytes.extend(strides.iter().flat_map(|s| s.to_le_bytes()));
+                    bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
                 }
                 (fill, size) => {
                     patches.push(Patch { at: bytes.len(), fill: fill.clone() });

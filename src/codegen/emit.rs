@@ -275,11 +275,16 @@ impl<'k> Emitter<'k> {
         match value.op {
             ValueOp::Load { node, reach } => {
                 let (buffer, at) = (self.buffer(node, false), self.position(&format!("v{v}"), &reach, inner));
-                self.line(format!("const {ty} v{v} = {ty}({buffer}[{at}]);"));
+                // Where a packet is empty, its coordinates are anywhere.
+                if active.contains("count") {
+                    self.line(format!("const {ty} v{v} = {active} ? {ty}({buffer}[{at}]) : {ty}(0);"));
+                } else {
+                    self.line(format!("const {ty} v{v} = {ty}({buffer}[{at}]);"));
+                }
             }
             ValueOp::Padded { node, reach, first, count } => {
                 let (buffer, at) = (self.buffer(node, false), self.position(&format!("v{v}"), &reach, inner));
-                let mut holds = Vec::new();
+                let mut holds: Vec<String> = Some(active.to_string()).filter(|a| a != "true").into_iter().collect();
                 for g in first..first + count {
                     let guard = self.kernel.guards[g as usize];
                     let coordinate = self.position(&format!("g{g}"), &guard.coordinate, inner);

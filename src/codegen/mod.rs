@@ -152,7 +152,7 @@ pub(crate) fn render(kernels: &[&Kernel], machine: &Machine, dtype: &dyn Fn(u32)
 fn pieces(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (Vec<Piece>, Vec<usize>) {
     let emitter = || Emitter::new(kernel, machine, dtype);
     if kernel.scatter.is_some() {
-        return (vec![scatter::render(emitter())], Vec::new());
+        return (scatter::render(kernel, &emitter), Vec::new());
     }
     if kernel.gemm.is_some() {
         return (vec![product::render(emitter())], Vec::new());

@@ -23,7 +23,7 @@ kernel void map_gather(device const long* b0 [[buffer(0)]],
     const int x0 = packet / args.x1_extent;
     const int first = x1 * 8;
     const uint count = min(int(8), args.n - first);
-    const long v0 = long(b0[args.v0_at + x0]);
+    const long v0 = count > 0 ? long(b0[args.v0_at + x0]) : long(0);
     float o0[8];
     for (uint u = 0; u < 8; ++u) {
         const float v1 = tl_fault_in_range(long(v0), args.limit1, u < count, fault, args.tag1) ? float(b2[args.v1_at + (first + int(u)) + int(v0) * args.v1_step]) : float(0);

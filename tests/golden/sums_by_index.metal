@@ -1,35 +1,37 @@
 struct Args {
     long limit;
-    int columns;
-    int source_at;
-    int source_step;
-    int index_at;
-    int index_step;
-    int out_at;
-    int out_step;
+    TlScatter scatter;
+    long row_step;
+    long column_step;
+    long source_at;
+    long index_at;
     uint tag;
-    int terms;
 };
-kernel void scatter(device const float* b0 [[buffer(0)]],
-                    device const long* b1 [[buffer(1)]],
-                    device atomic_uint* fault [[buffer(2)]],
-                    device float* b3 [[buffer(3)]],
-                    constant Args& args [[buffer(4)]],
-                    uint3 group [[threadgroup_position_in_grid]],
-                    uint tid [[thread_index_in_threadgroup]]) {
-    const int column = int(group.x) * 256 + int(tid);
-    if (column >= args.columns) return;
-    const int x0 = column;
-    const int to = args.out_at + x0;
-    for (int i = 0; i < int(args.limit); ++i) b3[to + i * args.out_step] = float(0);
-    for (int term = 0; term < args.terms; ++term) {
-        const long i = long(b1[args.index_at + term * args.index_step]);
-        if (!tl_fault_in_range(i, args.limit, true, fault, args.tag)) continue;
-        const int place = to + int(i) * args.out_step;
-        b3[place] = tl_add(b3[place], float(b0[args.source_at + x0 + term * args.source_step]));
+struct Epilogue {
+    device float* out;
+    constant Args* arguments;
+    void operator()(uint row, uint column, float sum) const {
+        constant Args& args = *arguments;
+        out[long(row) * args.row_step + long(column) * args.column_step] = float(sum);
     }
+};
+kernel void scatter_rows(device const float* b0 [[buffer(0)]],
+                         device const long* b1 [[buffer(1)]],
+                         device float* b2 [[buffer(2)]],
+                         device atomic_uint* fault [[buffer(3)]],
+                         constant Args& args [[buffer(4)]],
+                         uint3 group [[threadgroup_position_in_grid]],
+                         uint tid [[thread_index_in_threadgroup]]) {
+    threadgroup uint matches[TL_SCATTER_WORDS];
+    if (group.x == 0 && group.y == 0) {
+        for (uint t = tid; t < args.scatter.terms; t += 256) {
+            tl_fault_in_range(long(b1[args.index_at + long(t) * args.scatter.index_term]), args.limit, true, fault, args.tag);
+        }
+    }
+    const Epilogue epilogue = {b2, &args};
+    tl_scatter_rows<float, float, long, 1>(b0 + args.source_at, b1 + args.index_at, args.scatter, matches, epilogue, group, tid);
 }
-// scatter: [1, 1, 1] groups of 256 threads
+// scatter_rows: [50, 1, 1] groups of 256 threads
 
 inline float op_add(float a, float b) { return tl_add(a, b); }
 struct Args {

@@ -52,11 +52,29 @@ pub(super) struct Compiler {
     serial: AtomicU64,
 }
 
+/// What folders' names start with; the process and a serial number follow.
+const FOLDER: &str = "tensorlogic-soft-";
+
+/// Removes the folders of processes that have ended without dropping their devices, as they do with static ones.
+fn sweep() {
+    let ended = |name: &str| {
+        let process = name.strip_prefix(FOLDER).and_then(|rest| rest.split('-').next());
+        process.is_some_and(|id| Path::new("/proc/self").exists() && !Path::new("/proc").join(id).exists())
+    };
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(ended) {
+            // Another process may be at it, too.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 impl Compiler {
     pub fn new() -> Result<Compiler, String> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("tensorlogic-soft-{}-{serial}", std::process::id()));
+        sweep();
+        let folder = std::env::temp_dir().join(format!("{FOLDER}{}-{serial}", std::process::id()));
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let program = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let asked = Command::new(&program).arg("--version").output();

@@ -227,3 +227,30 @@ fn messages_name_the_line() {
     // The text starts with an include, a using and an empty line.
     assert!(text.contains("kernel.metal:11") && text.contains("buffer "), "{text}");
 }
+
+#[test]
+fn narrow_floats_round_as_on_the_cpu() {
+    let text = "
+kernel void test(device const uint* words [[buffer(0)]], device uint2* out [[buffer(1)]],
+                 uint group [[threadgroup_position_in_grid]], uint t [[thread_index_in_threadgroup]]) {
+    const uint i = group * 256 + t;
+    const float x = as_type<float>(words[i]);
+    const ushort h = as_type<ushort>(half(x)), b = as_type<ushort>(bfloat(x));
+    out[i] = uint2(uint(h) | uint(b) << 16, as_type<uint>(float(as_type<half>(ushort(i)))));
+}";
+    let bench = Bench::new();
+    // Over all exponents, with bits at both ends of the mantissa; halfway cases of both types among them.
+    let words: Vec<u32> =
+        (0..1 << 16).map(|i: u32| (i << 16) ^ [0, 1, 0x8000, 0x1000, 0x1001, 0xffff][i as usize % 6]).collect();
+    let from = bench.buffer(&words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<_>>());
+    let to = bench.buffer(&vec![0; 8 << 16]);
+    bench.dispatch(bench.load(text, "test"), 256, 256, &[from, to], &[]);
+    expect("conversions", &bench.found(), None);
+    let out: Vec<u32> = bench.bytes(to, 8 << 16).chunks(4).map(|b| u32::from_ne_bytes(b.try_into().unwrap())).collect();
+    for (i, (&word, pair)) in words.iter().zip(out.chunks(2)).enumerate() {
+        let x = f32::from_bits(word);
+        let narrow = u32::from(half::f16::from_f32(x).to_bits()) | u32::from(half::bf16::from_f32(x).to_bits()) << 16;
+        assert_eq!(pair[0], narrow, "{x} ({word:#x})");
+        assert_eq!(pair[1], half::f16::from_bits(i as u16).to_f32().to_bits(), "half {i:#x}");
+    }
+}

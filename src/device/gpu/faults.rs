@@ -245,7 +245,7 @@ impl Faults {
     fn clear(&self, queue: &Queue, slot: u32) -> Result<()> {
         let Some(base) = self.records.get().and_then(Storage::address) else { return Ok(()) };
         // Kernels bind a record by its own address, and by that they are ordered.
-        queue.zero(Bound { address: base.at(slot as usize * RECORD), bytes: RECORD, writes: true }, 0)
+        queue.zero(Bound { address: base.at(slot as usize * RECORD), bytes: RECORD, writes: true })
     }
 
     /// The first fault that nobody was told of.

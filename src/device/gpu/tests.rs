@@ -112,8 +112,8 @@ fn copies_wait_as_kernels_do() -> Result<()> {
     let [a, b, c] = storages(&gpu);
     launch(&gpu, "fill", &[writes(&a)], &[3])?;
     gpu.copy(&a, 16, &b, 64)?;
-    gpu.zero(&c)?;
-    gpu.zero(&a)?;
+    gpu.queue().zero(writes(&c))?;
+    gpu.queue().zero(writes(&a))?;
     assert_eq!(driver.log(), "fill | copies zero | zero");
     assert_eq!(download(&gpu, &b)?[..64], [3; 64]);
     assert_eq!(download(&gpu, &a)?, [0; 256]);

@@ -69,7 +69,10 @@ impl Device {
     /// # Errors
     /// No such GPU, or no driver or NVRTC: which, and where they were looked for.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Device::open(format!("cuda:{ordinal}"), || cuda::Cuda::new(ordinal).map(|driver| driver as Arc<dyn Driver>))
+        Device::open(format!("cuda:{ordinal}"), || match cuda::Cuda::new(ordinal) {
+            Ok(driver) => Ok(driver),
+            Err(reason) => Err(format!("{reason}; without CUDA, use Device::cpu()")),
+        })
     }
 
     /// A GPU in software, for tests: runs the Metal kernels on the host and checks every access.

@@ -52,7 +52,8 @@ fn layer(module: &str) -> u32 {
 
 #[test]
 fn imports_point_down() {
-    for (file, text) in files() {
+    // A layer's tests may make their examples by the layers above.
+    for (file, text) in files().into_iter().filter(|(f, _)| !f.ends_with("/tests.rs")) {
         let module = file.split(['/', '.']).next().unwrap();
         let own = if file == "ops/fused.rs" { layer("tensor") } else { layer(module) };
         for line in text.lines().map(str::trim_start).filter(|l| l.starts_with("use crate::")) {

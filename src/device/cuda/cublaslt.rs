@@ -5,8 +5,8 @@
 //! then runs along the columns of ours, as it should.
 
 use super::api::{self, Failure, Heuristic};
-use crate::DType;
 use crate::device::gpu::driver::{Activation, Address, LibraryProduct, Matrix};
+use crate::dtype::DType;
 use rustc_hash::FxHashMap;
 use std::ffi::{c_int, c_void};
 

@@ -90,12 +90,7 @@ impl Program {
         };
         if let (Some((gemm, epilogue, then)), Some(own)) = (product, rendered.pop()) {
             let then = then.map(Kernels::new);
-            return Program(vec![Step::Product(Box::new(Product {
-                gemm,
-                epilogue,
-                then,
-                otherwise: Kernels::new(own),
-            }))]);
+            return Program(vec![Step::Product(Box::new(Product { gemm, epilogue, then, otherwise: Kernels::new(own) }))]);
         }
         Program(codegen::render(&kernels, machine, dtype).into_iter().map(|r| Step::Kernels(Kernels::new(r))).collect())
     }
@@ -162,15 +157,7 @@ impl Kernels {
             })?;
             let Call { name, groups, threads, .. } = call;
             let (groups, threads) = (*groups, *threads);
-            gpu.submit(&Launch {
-                function,
-                name,
-                groups,
-                threads,
-                buffers: &buffers,
-                args: &args,
-                indirect: &indirect,
-            })?;
+            gpu.submit(&Launch { function, name, groups, threads, buffers: &buffers, args: &args, indirect: &indirect })?;
         }
         Ok(())
     }

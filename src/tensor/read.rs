@@ -231,3 +231,75 @@ impl<T: Element> Readback<T> {
 fn rows<T: Clone>(values: Vec<T>, count: usize, len: usize) -> Vec<Vec<T>> {
     (0..count).map(|i| values[i * len..(i + 1) * len].to_vec()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::gpu::fake::Fake;
+    use crate::dtype::DType;
+
+    #[test]
+    fn elements_come_and_go() -> Result<()> {
+        let (driver, cpu) = (Fake::new(), Device::cpu());
+        let device = driver.device();
+        let x = Tensor::arange(0i32, 12, &cpu)?.reshape((3, 4))?;
+        let moved = x.to_device(&device)?;
+        assert_eq!((moved.device(), driver.log()), (&device, "write".into()));
+        assert_eq!(moved.to_vec2::<i32>()?, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]);
+        // What lies in one stretch is read where it is.
+        assert_eq!(moved.narrow(0, 1, 2)?.to_vec::<i32>()?, [4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(moved.narrow(0, 2, 1)?.to_device(&cpu)?.to_vec::<i32>()?, [8, 9, 10, 11]);
+        let columns = x.transpose(0, 1)?.to_device(&device)?;
+        assert_eq!(columns.to_device(&Fake::new().device())?.to_vec::<i32>()?, [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
+        assert_eq!(Tensor::zeros((0, 3), DType::F16, &cpu)?.to_device(&device)?.dims(), [0, 3]);
+        let halves = Tensor::linspace(0.0, 1.0, 3, DType::F16, &device)?;
+        assert_eq!(halves.to_vec::<half::f16>()?, [0.0, 0.5, 1.0].map(half::f16::from_f32));
+        Ok(())
+    }
+
+    #[test]
+    fn a_readback_is_waited_for() -> Result<()> {
+        let driver = Fake::new();
+        let x = Tensor::from_slice(&[true, false, true], 3, &driver.device())?;
+        let readback = x.narrow(0, 1, 2)?.to_vec_async::<bool>()?;
+        drop(x);
+        assert!(!readback.is_ready());
+        assert_eq!(driver.log(), "write | copies commit");
+        assert_eq!(readback.wait()?, [false, true]);
+        let here = Tensor::from_slice(&[1f32, 2.0], 2, &Device::cpu())?.to_vec_async::<f32>()?;
+        assert!(here.is_ready());
+        assert_eq!(here.wait()?, [1.0, 2.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn f64_stays_on_the_cpu() -> Result<()> {
+        let device = Fake::new().device();
+        let here = Tensor::scalar(1f64, &Device::cpu())?;
+        let there = Tensor::scalar(1f32, &device)?;
+        assert!(!device.supports(DType::F64) && Device::cpu().supports(DType::F64));
+        let refused = [
+            Tensor::scalar(1f64, &device),
+            Tensor::zeros(3, DType::F64, &device),
+            Tensor::zeros(0, DType::F64, &device),
+            Tensor::randn(3, DType::F64, &device),
+            here.to_device(&device),
+            there.to_dtype(DType::F64),
+        ];
+        for result in refused {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("not defined for f64; fake has no f64; use DType::F32"), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn derivatives_do_not_cross() -> Result<()> {
+        let device = Fake::new().device();
+        let x = crate::graph::Node::alias(&Tensor::scalar(1f32, &Device::cpu())?.0, 1, Location::caller());
+        let x = Tensor(Arc::new(x));
+        assert!(matches!(x.to_device(&device), Err(Error::NoGradient { op: "to_device", .. })));
+        assert_eq!(x.detach().to_device(&device)?.item::<f32>()?, 1.0);
+        Ok(())
+    }
+}

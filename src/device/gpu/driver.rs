@@ -58,6 +58,7 @@ pub(crate) struct Dispatch<'a> {
     /// The kernel's `constant Args&`, bound behind the buffers; empty if it has none.
     pub args: &'a [u8],
     /// Memory that the kernel reaches through addresses inside `args`.
+    #[cfg_attr(not(feature = "soft-metal"), allow(dead_code))] // CUDA's kernels reach all memory
     pub indirect: &'a [Address],
 }
 

@@ -7,8 +7,8 @@
 //! at the verdict of the evaluation that wrote them, so reading them fails, now and later. Evaluations
 //! that read such a storage have a verdict of their own, which follows.
 //!
-//! A record: word 0 is not zero if there was a fault; words 1 and 2 are the index, low half first; word
-//! 3 is its tag, or 0, when word 0 is the tag.
+//! A record: word 0 is set by the first to find a fault; words 1 and 2 are the index, low half first; word
+//! 3 is its tag. See `shaders/gather.metal`.
 
 use super::driver::Address;
 use super::queue::{Bound, Queue};
@@ -245,7 +245,7 @@ impl Faults {
     fn clear(&self, queue: &Queue, slot: u32) -> Result<()> {
         let Some(base) = self.records.get().and_then(Storage::address) else { return Ok(()) };
         // Kernels bind a record by its own address, and by that they are ordered.
-        queue.zero(Bound { address: base.at(slot as usize * RECORD), bytes: RECORD, writes: true }, 0)
+        queue.zero(Bound { address: base.at(slot as usize * RECORD), bytes: RECORD, writes: true })
     }
 
     /// The first fault that nobody was told of.
@@ -269,8 +269,7 @@ fn fault(record: &[u8; RECORD], sites: &[FaultSite]) -> Option<Error> {
         return None;
     }
     let index = ((high as u64) << 32 | low as u64) as i64;
-    let tag = if tag == 0 { any } else { tag };
-    Some(match sites.get(tag as usize - 1) {
+    Some(match (tag as usize).checked_sub(1).and_then(|i| sites.get(i)) {
         Some(FaultSite { op, site, limit }) => {
             Error::IndexOutOfRange { op, index, size: *limit, site: site.to_string() }
         }

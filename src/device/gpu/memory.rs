@@ -47,7 +47,7 @@ impl RawAlloc for GpuAlloc {
         if bytes == 0 {
             return Ok(());
         }
-        self.0.zero(Bound { address: raw.address, bytes, writes: true }, 0)
+        self.0.zero(Bound { address: raw.address, bytes, writes: true })
     }
 
     fn reclaim(&self) -> bool {

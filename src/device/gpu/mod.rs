@@ -3,12 +3,16 @@
 pub(crate) mod cache;
 mod disk;
 pub(crate) mod driver;
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod memory;
 pub(crate) mod program;
 pub(crate) mod queue;
 pub(crate) mod readback;
 pub(crate) mod runtime;
+#[cfg(test)]
+mod tests;
 pub(crate) mod translate;
 
 pub(crate) use program::Program;

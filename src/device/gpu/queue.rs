@@ -6,6 +6,7 @@
 use super::driver::{Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket};
 use crate::error::{Error, Result};
 use rustc_hash::FxHashSet;
+use smallvec::SmallVec;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -140,7 +141,7 @@ impl Queue {
     /// # Errors
     /// A device that fails.
     pub fn submit(&self, launch: &Launch) -> Result<()> {
-        let (buffers, indirect): (Vec<Address>, Vec<Address>) =
+        let (buffers, indirect): (SmallVec<[Address; 8]>, SmallVec<[Address; 8]>) =
             (addresses(launch.buffers).collect(), addresses(launch.indirect).collect());
         let Launch { function, name, groups, threads, args, .. } = *launch;
         let dispatch = Dispatch { function, name, groups, threads, buffers: &buffers, args, indirect: &indirect };
@@ -176,14 +177,14 @@ impl Queue {
         self.failed("copy", self.driver.copy(from.at(offset), to, bytes))
     }
 
-    /// Sets the bytes of an allocation to zero, from `offset` on.
+    /// Sets an allocation to zero.
     ///
     /// # Errors
     /// A device that fails.
-    pub fn zero(&self, to: Bound, offset: usize) -> Result<()> {
+    pub fn zero(&self, to: Bound) -> Result<()> {
         let mut state = self.state();
         self.order(&mut state, [to].iter());
-        self.failed("zero", self.driver.zero(to.address.at(offset), to.bytes))
+        self.failed("zero", self.driver.zero(to.address, to.bytes))
     }
 
     /// Copies host bytes to the start of an allocation.

@@ -11,11 +11,16 @@ use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
 use crate::error::{Error, Result};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+static GPUS: AtomicUsize = AtomicUsize::new(0);
 
 /// A GPU.
 pub(crate) struct Gpu {
     pub name: String,
+    /// No other device of this process, alive or not, has it; the CPU has 0.
+    pub id: usize,
     pub pool: BufferPool<DeviceAlloc>,
     pub random: RandomStream,
     queue: Arc<Queue>,
@@ -36,6 +41,7 @@ impl Gpu {
         let config = PoolConfig { max_cached_bytes: half.unwrap_or(default.max_cached_bytes), ..default };
         Gpu {
             name: driver.name(),
+            id: GPUS.fetch_add(1, Ordering::Relaxed) + 1,
             pool: BufferPool::new(DeviceAlloc::gpu(GpuAlloc(queue.clone())), config),
             random: RandomStream::new(),
             queue,
@@ -100,14 +106,6 @@ impl Gpu {
     pub fn copy(&self, from: &Storage, offset: usize, to: &Storage, bytes: usize) -> Result<()> {
         debug_assert!(offset + bytes <= from.len() && bytes <= to.len());
         self.queue.copy(address(from)?, offset, address(to)?, bytes)
-    }
-
-    /// Sets a storage to zero.
-    ///
-    /// # Errors
-    /// A device that fails.
-    pub fn zero(&self, storage: &Storage) -> Result<()> {
-        self.queue.zero(bound(storage, true)?, 0)
     }
 
     /// Host bytes in device memory.

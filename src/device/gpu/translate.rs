@@ -14,6 +14,7 @@ pub(crate) enum Target {
     /// read from prelude functions named after the attributes, `tl_threadgroup_position_in_grid()` for one.
     Cuda,
     /// A function `tl_entry_NAME(const TlContext*)` for each kernel, which runs it for one thread.
+    #[cfg_attr(not(feature = "soft-metal"), allow(dead_code))]
     Host,
 }
 

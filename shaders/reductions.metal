@@ -46,6 +46,12 @@ template <typename T> struct TlBest {
     T value;
 };
 
+typedef TlBest<float> TlBestFloat;
+typedef TlBest<long> TlBestLong;
+typedef TlBest<int> TlBestInt;
+typedef TlBest<uint> TlBestUint;
+typedef TlBest<uchar> TlBestUchar;
+
 // Whether a comes before b: a NaN first, then what `ordered` says, then the smaller index.
 template <typename T> inline bool tl_precedes(TlBest<T> a, TlBest<T> b, bool greater, bool less) {
     const bool a_nan = a.value != a.value, b_nan = b.value != b.value;

@@ -160,7 +160,11 @@ fn choose(gemm: &Gemm, machine: &Machine) -> Body {
             threads: if side == 128 { 256 } else { 128 },
         };
     }
-    let (side, depth) = if large && dtype.size() <= 4 { (128, 8) } else { (64, 16) };
+    let (side, depth) = match dtype.size() {
+        ..=4 if large => (128, 8),
+        8 => (64, 8),
+        _ => (64, 16),
+    };
     Body {
         call: format!("tl_matmul_simt<{ty}, {}, {side}, {depth}>", value_type(*dtype)),
         block: Some((ty, format!("TL_SIMT_BLOCK({side}, {depth})"))),

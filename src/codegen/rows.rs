@@ -266,8 +266,17 @@ impl Rows<'_> {
             self.elements(&mut e, p, places);
         }
         // What comes after the last fold may be one number a row.
-        let segments = if phases.computed[d.min(phases.count - 1)].is_empty() && split { 1 } else { form.segments };
+        let segments = if split && !self.walks(d) { 1 } else { form.segments };
         e.piece("rows", [groups as u32, segments as u32, 1], threads as u32)
+    }
+
+    /// Whether phase `p` goes over the elements.
+    fn walks(&self, p: usize) -> bool {
+        let phases = &self.phases;
+        let folds = |op: &ValueOp| matches!(*op, ValueOp::Reduce { value, .. } if phases.phase[value as usize] == p);
+        let stores =
+            |o: &Output| output_level(self.kernel, o) == Level::Element && phases.phase[o.value as usize] == p;
+        self.kernel.values.iter().any(|v| folds(&v.op)) || self.kernel.outputs.iter().any(stores)
     }
 
     /// Who takes which row. Gives the number of groups and the threads of each.
@@ -326,7 +335,7 @@ impl Rows<'_> {
 
     /// Threadgroup memory for states of a fold; all folds of one type share it.
     fn team_memory(&self, e: &mut Emitter, state: &str, len: usize) -> String {
-        let name = format!("team_{}", state.replace(['<', '>'], "_"));
+        let name = format!("team_{state}");
         e.threadgroup(state, &name, len);
         name
     }
@@ -417,7 +426,7 @@ impl Rows<'_> {
             .filter(|o| output_level(kernel, o) == Level::Element && phases.phase[o.value as usize] == p)
             .copied()
             .collect();
-        if folds.is_empty() && outputs.is_empty() && phases.computed[p].is_empty() {
+        if !self.walks(p) {
             return;
         }
         let mut steps = Vec::new();
@@ -534,11 +543,11 @@ impl Rows<'_> {
 fn fold_types(op: Reduction, dtype: DType) -> (&'static str, String) {
     let ty = value_type(dtype);
     let best = match ty {
-        "float" => "TlBest<float>",
-        "long" => "TlBest<long>",
-        "int" => "TlBest<int>",
-        "uint" => "TlBest<uint>",
-        _ => "TlBest<uchar>",
+        "float" => "TlBestFloat",
+        "long" => "TlBestLong",
+        "int" => "TlBestInt",
+        "uint" => "TlBestUint",
+        _ => "TlBestUchar",
     };
     let name = match op {
         Reduction::Sum => "TlSum",

@@ -10,14 +10,14 @@ kernel void rows_argmax(device const int* b0 [[buffer(0)]],
                         constant Args& args [[buffer(2)]],
                         uint3 group [[threadgroup_position_in_grid]],
                         uint tid [[thread_index_in_threadgroup]]) {
-    threadgroup TlBest<int> team_TlBest_int_[256];
+    threadgroup TlBestInt team_TlBestInt[256];
     const int column = int(group.x) * 32 + int(tid % 32);
     const uint slice = tid / 32;
     const bool live = column < args.rows;
     const int row = live ? column : args.rows - 1;
     const bool first = live && slice == 0;
     const int r0 = row;
-    TlBest<int> f1 = TlArgMax<int>::empty();
+    TlBestInt f1 = TlArgMax<int>::empty();
     const int end1 = args.n;
     for (int j = int(slice); j < end1; j += 8) {
         if (live) {
@@ -26,7 +26,7 @@ kernel void rows_argmax(device const int* b0 [[buffer(0)]],
             f1 = TlArgMax<int>::both(f1, TlArgMax<int>::at(v0, long(j) + long(0)));
         }
     }
-    f1 = tl_fold_slices<TlArgMax<int>>(f1, team_TlBest_int_, tid, 32, 8);
+    f1 = tl_fold_slices<TlArgMax<int>>(f1, team_TlBestInt, tid, 32, 8);
     const long v1 = f1.index;
     if (first) {
         b1[args.o0_at + r0] = long(v1);

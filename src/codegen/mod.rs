@@ -101,7 +101,11 @@ const SHADERS: [(&str, &[&str], &str); 6] = [
     ),
     ("gather.metal", &["tl_fault"], include_str!("../../shaders/gather.metal")),
     ("random.metal", &["tl_random"], include_str!("../../shaders/random.metal")),
-    ("reductions.metal", &["tl_fold", "TlSum", "TlProd", "TlMax", "TlMin", "TlArg", "TlBest"], include_str!("../../shaders/reductions.metal")),
+    (
+        "reductions.metal",
+        &["tl_fold", "TlSum", "TlProd", "TlMax", "TlMin", "TlArg", "TlBest"],
+        include_str!("../../shaders/reductions.metal"),
+    ),
     ("gradients.metal", &["tl_scatter"], include_str!("../../shaders/gradients.metal")),
     ("matmul.metal", &["tl_matmul", "tl_gemv"], include_str!("../../shaders/matmul.metal")),
 ];

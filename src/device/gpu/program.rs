@@ -90,7 +90,12 @@ impl Program {
         };
         if let (Some((gemm, epilogue, then)), Some(own)) = (product, rendered.pop()) {
             let then = then.map(Kernels::new);
-            return Program(vec![Step::Product(Box::new(Product { gemm, epilogue, then, otherwise: Kernels::new(own) }))]);
+            return Program(vec![Step::Product(Box::new(Product {
+                gemm,
+                epilogue,
+                then,
+                otherwise: Kernels::new(own),
+            }))]);
         }
         Program(codegen::render(&kernels, machine, dtype).into_iter().map(|r| Step::Kernels(Kernels::new(r))).collect())
     }
@@ -157,7 +162,15 @@ impl Kernels {
             })?;
             let Call { name, groups, threads, .. } = call;
             let (groups, threads) = (*groups, *threads);
-            gpu.submit(&Launch { function, name, groups, threads, buffers: &buffers, args: &args, indirect: &indirect })?;
+            gpu.submit(&Launch {
+                function,
+                name,
+                groups,
+                threads,
+                buffers: &buffers,
+                args: &args,
+                indirect: &indirect,
+            })?;
         }
         Ok(())
     }

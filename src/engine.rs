@@ -106,27 +106,36 @@ pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
 
 /// The roots on one device.
 fn evaluate_on(device: &Device, roots: &[NodeRef]) -> Result<()> {
-    // One evaluation at a time: plans may overwrite buffers that no other graph can see.
-    let mut engine = engine();
-    let mut pending: Vec<NodeRef> = Vec::with_capacity(roots.len());
-    for root in roots.iter().filter(|root| root.depth() > 0 && root.device == *device) {
-        if !pending.iter().any(|p| Arc::ptr_eq(p, root)) {
-            pending.push(root.clone());
+    let options = Options { fuse: FUSE.get() };
+    loop {
+        // One evaluation at a time: plans may overwrite buffers that no other graph can see.
+        let mut engine = engine();
+        let mut pending: Vec<NodeRef> = Vec::with_capacity(roots.len());
+        for root in roots.iter().filter(|root| root.depth() > 0 && root.device == *device) {
+            if !pending.iter().any(|p| Arc::ptr_eq(p, root)) {
+                pending.push(root.clone());
+            }
         }
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let mut snapshot = Snapshot::of(&pending, options.fuse);
+        // Plans are the same on all devices; programs are not.
+        snapshot.key.push(device.id() as u64);
+        drop(pending);
+        if let Some(compiled) = engine.find(&snapshot.key) {
+            let launches = compiled.plan.steps.len() as u64;
+            engine.counters.evaluations += 1;
+            engine.counters.kernels += launches;
+            KERNELS.set(KERNELS.get() + launches);
+            return run(&compiled, &snapshot, device);
+        }
+        // Compilers take their time: others go on meanwhile. What they evaluate may change this graph, so it is
+        // looked at again.
+        drop(engine);
+        let compiled = Arc::new(compile(&snapshot, device, &options)?);
+        self::engine().keep(snapshot.key, compiled);
     }
-    if pending.is_empty() {
-        return Ok(());
-    }
-    let mut snapshot = Snapshot::of(&pending, FUSE.get());
-    // Plans are the same on all devices; programs are not.
-    snapshot.key.push(device.id() as u64);
-    drop(pending);
-    let compiled = engine.compiled(&snapshot, device)?;
-    let launches = compiled.plan.steps.len() as u64;
-    engine.counters.evaluations += 1;
-    engine.counters.kernels += launches;
-    KERNELS.set(KERNELS.get() + launches);
-    run(&compiled, &snapshot, device)
 }
 
 /// The report of the plan that would compute `roots`.
@@ -173,20 +182,21 @@ fn log_plan(plan: &Plan) {
 }
 
 impl Engine {
-    fn compiled(&mut self, snapshot: &Snapshot, device: &Device) -> Result<Arc<Compiled>> {
+    fn find(&mut self, key: &[u64]) -> Option<Arc<Compiled>> {
         self.tick += 1;
-        if let Some((compiled, used)) = self.plans.get_mut(&snapshot.key) {
-            *used = self.tick;
-            return Ok(compiled.clone());
-        }
-        let compiled = Arc::new(compile(snapshot, device, &Options { fuse: FUSE.get() })?);
+        let (compiled, used) = self.plans.get_mut(key)?;
+        *used = self.tick;
+        Some(compiled.clone())
+    }
+
+    fn keep(&mut self, key: Vec<u64>, compiled: Arc<Compiled>) {
         self.counters.plans += 1;
         if self.plans.len() >= MAX_PLANS {
             let oldest = self.plans.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| key.clone());
             oldest.and_then(|key| self.plans.remove(&key));
         }
-        self.plans.insert(snapshot.key.clone(), (compiled.clone(), self.tick));
-        Ok(compiled)
+        self.tick += 1;
+        self.plans.insert(key, (compiled, self.tick));
     }
 }
 

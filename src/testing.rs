@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::tensor::{self, Explanation, Tensor};
 use std::time::Duration;
 
+pub use crate::device::gpu::driver::{AllocationTraffic, Traffic};
 pub use crate::engine::Counters;
 pub use crate::ops::{Elementwise, Reduction, Rounding, Sort};
 
@@ -52,4 +53,13 @@ pub fn dispatches_of_thread() -> u64 {
 /// A device that fails.
 pub fn device_time<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(T, Duration)> {
     device.timed(work)
+}
+
+/// Runs `work` and tells what the dispatches of what it evaluates move, and those of other threads meanwhile. Only
+/// soft Metal counts that.
+///
+/// # Errors
+/// A device that does not count; one that fails.
+pub fn traffic<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(T, Vec<Traffic>)> {
+    device.traffic(work)
 }

@@ -274,8 +274,7 @@ impl Rows<'_> {
     fn walks(&self, p: usize) -> bool {
         let phases = &self.phases;
         let folds = |op: &ValueOp| matches!(*op, ValueOp::Reduce { value, .. } if phases.phase[value as usize] == p);
-        let stores =
-            |o: &Output| output_level(self.kernel, o) == Level::Element && phases.phase[o.value as usize] == p;
+        let stores = |o: &Output| output_level(self.kernel, o) == Level::Element && phases.phase[o.value as usize] == p;
         self.kernel.values.iter().any(|v| folds(&v.op)) || self.kernel.outputs.iter().any(stores)
     }
 

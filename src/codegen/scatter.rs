@@ -57,11 +57,8 @@ fn check(e: &mut Emitter, scatter: &Scatter) -> (String, String, String) {
 }
 
 fn rows(mut e: Emitter, scatter: &Scatter, shape: &Shape, output: &Output) -> Piece {
-    let (source, by, out) = (
-        e.buffer(scatter.source.node, false),
-        e.buffer(scatter.index.node, false),
-        e.buffer(output.node, true),
-    );
+    let (source, by, out) =
+        (e.buffer(scatter.source.node, false), e.buffer(scatter.index.node, false), e.buffer(output.node, true));
     let (fault, limit, tag) = check(&mut e, scatter);
     let (memory, ty) = (memory_type(scatter.source.dtype), value_type(scatter.source.dtype));
     let index_type = memory_type(scatter.index.dtype);

@@ -255,6 +255,15 @@ impl Device {
             }
         }
     }
+
+    /// What `work` submits, and what it moves.
+    pub(crate) fn traffic<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<gpu::driver::Traffic>)> {
+        let counted = match &self.0 {
+            Kind::Gpu(gpu) => gpu.traffic(work)?,
+            Kind::Cpu(_) => None,
+        };
+        counted.ok_or_else(|| Error::arg("traffic", format!("{self} does not count its loads and stores")))
+    }
 }
 
 /// Elements as the bytes that memory holds.

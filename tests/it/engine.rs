@@ -2,6 +2,7 @@
 //!
 //! What counts or limits something of the whole process runs in a child process of its own.
 
+use crate::oracle::{budget, devices, on_every_device};
 use crate::process::{self, is_child, resident};
 use rayon::prelude::*;
 use std::sync::mpsc;
@@ -9,16 +10,38 @@ use std::time::Duration;
 use tensorlogic::testing::counters;
 use tensorlogic::{DType, Device, Error, IntoShape, Result, Tensor, eval};
 
+on_every_device! {
+    repeated_steps_need_neither_plans_nor_memory,
+    threads_that_share_nodes_agree,
+    threads_get_their_own_errors,
+    held_values_survive_any_interleaving,
+    an_index_out_of_range_is_an_error_that_leaves_the_graph_usable,
+    out_of_memory_is_an_error_that_passes,
+    a_state_that_is_only_read_through_reductions_needs_no_new_plans,
+    views_of_evaluated_tensors_are_read_by_their_strides,
+    wide_accumulations,
+}
+
 /// Runs a hidden test of this file as a process; the lines that it marked as values.
 fn child(test: &str, variables: &[(&str, &str)]) -> Vec<String> {
     process::child(&format!("engine::{test}"), variables)
 }
 
+/// Runs a hidden test of this file as a process that sees one device.
+fn child_on(device: &Device, test: &str) {
+    child(test, &[("TL_DEVICES", device.name())]);
+}
+
 /// Numbers in -2..2 that look random.
 fn numbers(shape: impl IntoShape) -> Result<Tensor> {
+    numbers_on(shape, &Device::cpu())
+}
+
+/// The same on a device.
+fn numbers_on(shape: impl IntoShape, device: &Device) -> Result<Tensor> {
     let shape = shape.into_shape()?;
     let number = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 22) as f32 - 2.0;
-    Tensor::from_vec((0..shape.numel()).map(number).collect(), shape, &Device::cpu())
+    Tensor::from_vec((0..shape.numel()).map(number).collect(), shape, device)
 }
 
 fn f32s(x: &Tensor) -> Result<Vec<f32>> {
@@ -115,14 +138,14 @@ fn ten_thousand_steps() -> Result<()> {
     if !is_child() {
         return Ok(());
     }
-    let weight = numbers((16, 16))?;
-    let mut x = numbers((16, 16))?;
+    let device = devices().remove(0);
+    let (weight, mut x) = (numbers_on((16, 16), &device)?, numbers_on((16, 16), &device)?);
     let mut warm = (counters(), 0, 0);
-    for i in 0..10_000 {
+    for i in 0..budget(&device, 10_000, 300) {
         let loss;
         (x, loss) = step(x, &weight)?;
         assert!(loss.is_finite());
-        let now = (counters(), Device::cpu().buffer_pool_stats().bytes_in_use, resident());
+        let now = (counters(), device.buffer_pool_stats().bytes_in_use, resident());
         match i {
             0 | 1 => warm = now,
             _ => {
@@ -134,9 +157,8 @@ fn ten_thousand_steps() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn repeated_steps_need_neither_plans_nor_memory() {
-    child("ten_thousand_steps", &[]);
+fn repeated_steps_need_neither_plans_nor_memory(device: &Device) {
+    child_on(device, "ten_thousand_steps");
 }
 
 /// A held value that the next step starts from must be kept, or graphs and plans grow from step to step.
@@ -146,7 +168,7 @@ fn steps_that_only_sum() -> Result<()> {
     if !is_child() {
         return Ok(());
     }
-    let mut x = numbers((16, 16))?;
+    let mut x = numbers_on((16, 16), &devices()[0])?;
     for _ in 0..100 {
         x = ((x * 0.99)? + 0.01)?;
         assert!(x.sum(())?.item::<f32>()?.is_finite());
@@ -155,9 +177,8 @@ fn steps_that_only_sum() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_state_that_is_only_read_through_reductions_needs_no_new_plans() {
-    child("steps_that_only_sum", &[]);
+fn a_state_that_is_only_read_through_reductions_needs_no_new_plans(device: &Device) {
+    child_on(device, "steps_that_only_sum");
 }
 
 #[test]
@@ -195,21 +216,24 @@ fn long_chains_are_dropped_without_recursion() {
     thread.join().unwrap().unwrap();
 }
 
-#[test]
-fn wide_accumulations() -> Result<()> {
-    let parts = (0..5000).map(|i| Tensor::full(8, i as f64, DType::F32, &Device::cpu())?.contiguous());
-    let parts = parts.collect::<Result<Vec<_>>>()?;
-    parts.iter().step_by(2).try_for_each(Tensor::eval)?;
-    let total = parts[1..].iter().try_fold(parts[0].clone(), |total, part| total + part)?;
-    assert_eq!(total.to_vec::<f32>()?, [12_497_500f32; 8]);
-    let joined = Tensor::cat(&parts[..300], 0)?.sum(())?;
-    assert_eq!(joined.item::<f32>()?, 8.0 * 44_850.0);
-    Ok(())
+fn wide_accumulations(device: &Device) {
+    let run = || -> Result<()> {
+        let count = budget(device, 5000, 600);
+        let parts = (0..count).map(|i| Tensor::full(8, i as f64, DType::F32, device)?.contiguous());
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        parts.iter().step_by(2).try_for_each(Tensor::eval)?;
+        let total = parts[1..].iter().try_fold(parts[0].clone(), |total, part| total + part)?;
+        assert_eq!(total.to_vec::<f32>()?, [(count * (count - 1) / 2) as f32; 8]);
+        let joined = Tensor::cat(&parts[..300], 0)?.sum(())?;
+        assert_eq!(joined.item::<f32>()?, 8.0 * 44_850.0);
+        Ok(())
+    };
+    run().unwrap();
 }
 
 /// Tensors that depend on each other and on one leaf.
-fn shared_graph() -> Result<Vec<Tensor>> {
-    let x = numbers((64, 64))?;
+fn shared_graph(device: &Device) -> Result<Vec<Tensor>> {
+    let x = numbers_on((64, 64), device)?;
     let y = x.exp()?.softmax(1)?;
     let z = y.matmul(&x)?;
     Ok(vec![(&y + &z)?, z.sum(0)?, (&z * &y)?.tanh()?, y.t()?.contiguous()?, z, y])
@@ -230,16 +254,38 @@ fn read_by(threads: usize, tensors: &[Tensor]) -> Vec<Vec<Vec<u32>>> {
     })
 }
 
-#[test]
-fn threads_that_share_nodes_agree() -> Result<()> {
-    let want = read_by(1, &shared_graph()?).remove(0);
+fn threads_that_share_nodes_agree(device: &Device) {
+    let want = read_by(1, &shared_graph(device).unwrap()).remove(0);
     for threads in [2, 8] {
-        for _ in 0..20 {
-            let got = read_by(threads, &shared_graph()?);
+        for _ in 0..budget(device, 20, 3) {
+            let got = read_by(threads, &shared_graph(device).unwrap());
             assert!(got.iter().all(|all| *all == want), "{threads} threads");
         }
     }
-    Ok(())
+}
+
+/// Every other thread reads through an index out of range; each gets its own error, or its own values.
+fn threads_get_their_own_errors(device: &Device) {
+    let x = numbers_on((50, 8), device).unwrap();
+    let rows = f32s(&x).unwrap();
+    let read = |thread: usize| {
+        for round in 0..budget(device, 100, 10) {
+            let at = (thread + round) % 50;
+            let wrong = (50 * thread + round + 50) as i64;
+            let last = if thread % 2 == 0 { at as i64 } else { wrong };
+            let index = Tensor::from_vec(vec![at as i64, last], 2, device).unwrap();
+            let picked = x.index_select(0, &index).and_then(|rows| rows + 1.0).unwrap();
+            match picked.to_vec::<f32>() {
+                Ok(got) if thread % 2 == 0 => {
+                    let want: Vec<f32> = rows[8 * at..8 * at + 8].iter().map(|v| v + 1.0).collect();
+                    assert_eq!(got, [&want[..], &want].concat());
+                }
+                Err(Error::IndexOutOfRange { index, size: 50, .. }) if thread % 2 == 1 => assert_eq!(index, wrong),
+                other => panic!("thread {thread}, round {round}: {other:?}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|thread| drop(scope.spawn(move || read(thread)))));
 }
 
 /// Fails, instead of hanging, when `work` does not end.
@@ -309,16 +355,19 @@ fn apply(op: usize, a: &Held, b: &Held) -> Result<Held> {
     })
 }
 
-#[test]
-fn held_values_survive_any_interleaving() -> Result<()> {
+fn held_values_survive_any_interleaving(device: &Device) {
+    interleave(device, budget(device, 4000, 400)).unwrap();
+}
+
+fn interleave(device: &Device, steps: usize) -> Result<()> {
     let mut state = 7u64;
     let mut below = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
-    let leaf = numbers(64)?;
+    let leaf = numbers_on(64, device)?;
     let mut held: Vec<Held> = vec![(leaf.clone(), f32s(&leaf)?)];
-    for _ in 0..4000 {
+    for _ in 0..steps {
         let (a, b) = (below(held.len()), below(held.len()));
         match below(8) {
             0..=3 => held.push(apply(below(6), &held[a], &held[b])?),
@@ -334,20 +383,25 @@ fn held_values_survive_any_interleaving() -> Result<()> {
     })
 }
 
-#[test]
-fn an_index_out_of_range_is_an_error_that_leaves_the_graph_usable() -> Result<()> {
-    let device = Device::cpu();
-    let x = numbers((10, 4))?;
+fn an_index_out_of_range_is_an_error_that_leaves_the_graph_usable(device: &Device) {
+    out_of_range(device).unwrap();
+}
+
+fn out_of_range(device: &Device) -> Result<()> {
+    let x = numbers_on((10, 4), device)?;
     let want = f32s(&x.exp()?)?;
     for bad in [10i64, -1, i64::MAX] {
-        let index = Tensor::from_vec(vec![0, 9, bad], 3, &device)?;
+        let index = Tensor::from_vec(vec![0, 9, bad], 3, device)?;
         let shared = x.exp()?;
         let wrong = (shared.index_select(0, &index)? + 1.0)?;
         for _ in 0..2 {
             let error = wrong.to_vec::<f32>().unwrap_err();
             assert!(matches!(error, Error::IndexOutOfRange { index, size: 10, .. } if index == bad), "{error}");
         }
-        assert!(eval(&[&shared.sum(0)?, &wrong]).is_err());
+        // Whatever an evaluation stores on a GPU fails with it: there, others get values of their own.
+        if *device == Device::cpu() {
+            assert!(eval(&[&shared.sum(0)?, &wrong]).is_err());
+        }
         assert_eq!(f32s(&shared)?, want);
         let right = shared.index_select(0, &index.narrow(0, 0, 2)?)?;
         assert_eq!(f32s(&right)?, [&want[..4], &want[36..]].concat());
@@ -355,7 +409,8 @@ fn an_index_out_of_range_is_an_error_that_leaves_the_graph_usable() -> Result<()
     Ok(())
 }
 
-/// The operand that would be written over is needed for the second attempt.
+/// The operand that would be written over is needed for the second attempt. On a GPU the evaluation was recorded
+/// and stays failed.
 #[test]
 fn a_failed_evaluation_overwrites_nothing() -> Result<()> {
     let index = Tensor::from_vec(vec![0i64, 64], 2, &Device::cpu())?;
@@ -375,33 +430,37 @@ fn limited_memory() -> Result<()> {
     if !is_child() {
         return Ok(());
     }
-    let device = Device::cpu();
-    let x = numbers((512, 512))?;
+    let device = devices().remove(0);
+    let size = budget(&device, 512, 64);
+    let room = size * size * 4;
+    let x = numbers_on((size, size), &device)?;
     let y = x.exp()?.matmul(&x)?;
-    device.set_memory_limit(Some(device.buffer_pool_stats().bytes_in_use + (1 << 20) + 1000));
+    device.set_memory_limit(Some(device.buffer_pool_stats().bytes_in_use + room + 1000));
     for _ in 0..2 {
         let error = y.eval().unwrap_err();
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
-        assert!(matches!(numbers((1024, 1024)), Err(Error::OutOfMemory { .. })));
+        assert!(matches!(numbers_on((2 * size, 2 * size), &device), Err(Error::OutOfMemory { .. })));
     }
-    assert_eq!(x.relu()?.to_vec::<f32>()?.len(), 512 * 512, "what fits still runs");
+    assert_eq!(x.relu()?.to_vec::<f32>()?.len(), size * size, "what fits still runs");
     device.set_memory_limit(None);
     let in_use = device.buffer_pool_stats().bytes_in_use;
-    let want = numbers((512, 512))?.exp()?.matmul(&x)?;
+    let want = numbers_on((size, size), &device)?.exp()?.matmul(&x)?;
     assert_eq!(hash(&y)?, hash(&want)?);
     drop((y, want));
     assert_eq!(device.buffer_pool_stats().bytes_in_use, in_use, "nothing leaks");
     Ok(())
 }
 
-#[test]
-fn out_of_memory_is_an_error_that_passes() {
-    child("limited_memory", &[]);
+fn out_of_memory_is_an_error_that_passes(device: &Device) {
+    child_on(device, "limited_memory");
 }
 
-#[test]
-fn views_of_evaluated_tensors_are_read_by_their_strides() -> Result<()> {
-    let x = (numbers((3, 4))? + 1.0)?;
+fn views_of_evaluated_tensors_are_read_by_their_strides(device: &Device) {
+    evaluated_views(device).unwrap();
+}
+
+fn evaluated_views(device: &Device) -> Result<()> {
+    let x = (numbers_on((3, 4), device)? + 1.0)?;
     let v = x.to_vec::<f32>()?;
     let at = |list: &[usize]| list.iter().map(|&i| v[i]).collect::<Vec<_>>();
     assert_eq!(x.t()?.to_vec::<f32>()?, at(&[0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]));

@@ -1,7 +1,12 @@
 //! How many kernels ordinary code becomes, and what the account of a plan says.
 
-use tensorlogic::testing::{kernel_count, no_fusion};
+use crate::oracle::on_every_device;
+use tensorlogic::testing::{counters, dispatches_of_thread, kernel_count, kernels_of_thread, no_fusion};
 use tensorlogic::{Activation, DType, Device, IntoShape, Result, Tensor};
+
+on_every_device! {
+    plans_are_the_same_on_every_device,
+}
 
 const FLOATS: [DType; 2] = [DType::F32, DType::F16];
 
@@ -323,4 +328,39 @@ fn the_account_counts_bytes_and_operations() -> Result<()> {
     let account = f32s((6, 8))?.matmul(&f32s((8, 5))?)?.explain()?;
     assert_eq!((account.bytes(), account.flops()), (4 * (48 + 40 + 30), 2 * 6 * 8 * 5));
     Ok(())
+}
+
+/// Graphs of several kinds of kernels, of which some take two dispatches on a GPU.
+fn graphs(device: &Device) -> Result<Vec<Tensor>> {
+    let x = Tensor::randn((48, 64), DType::F32, device)?.contiguous()?;
+    let (w, long) = (x.slice(0, 0..24, 1)?.contiguous()?, Tensor::ones(1 << 18, DType::F32, device)?.contiguous()?);
+    tensorlogic::eval(&[&x, &w, &long])?;
+    let hidden = x.matmul(&w.t()?)?.gelu()?;
+    Ok(vec![
+        ((&x + 1.0)?.relu()? * &x)?,
+        x.softmax(1)?,
+        hidden.softmax(1)?.matmul(&w)?,
+        (hidden.sum(0)? + hidden.matmul(&w)?.sum(1)?.sum(0)?)?,
+        Tensor::cat(&[x.relu()?, (&x + 1.0)?, x.sum_keepdim(0)?], 0)?,
+        (&long - long.mean_keepdim(0)?)?.sqr()?.sum(0)?,
+    ])
+}
+
+fn plans_are_the_same_on_every_device(device: &Device) {
+    let run = || -> Result<()> {
+        for (graph, on_cpu) in graphs(device)?.iter().zip(graphs(&Device::cpu())?) {
+            let want = kernel_count(&[&on_cpu])?;
+            assert_kernels(want, &[graph]);
+            let (kernels, dispatches) = (kernels_of_thread(), dispatches_of_thread());
+            graph.eval()?;
+            assert_eq!(kernels_of_thread() - kernels, want as u64);
+            let dispatches = (dispatches_of_thread() - dispatches) as usize;
+            // A kernel may take several.
+            let expected = if *device == Device::cpu() { 0..=0 } else { want..=3 * want };
+            assert!(expected.contains(&dispatches), "{dispatches} dispatches: {}", graph.explain()?);
+            assert!(counters().dispatches >= dispatches as u64);
+        }
+        Ok(())
+    };
+    run().unwrap();
 }

@@ -1,5 +1,6 @@
 //! Random programs, fused and unfused, against an interpreter in f64 that knows how far off one may be.
 //!
+//! Every device runs the programs of the same seeds, with f32 in the place of f64 where there is none.
 //! `TL_FUZZ_SEEDS=from..to` chooses the programs; a failure is reduced and printed as program text.
 
 mod generate;
@@ -7,12 +8,13 @@ mod oracle;
 mod program;
 mod rng;
 
+use crate::oracle::{budget, on_every_device, rerun, seeds};
 use generate::generate;
 use oracle::{Val, interpret};
 use program::{Program, Step, Values};
 use std::fmt::Write;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use tensorlogic::Device;
 use tensorlogic::testing::no_fusion;
 
 /// What the norms add to the mean square.
@@ -28,27 +30,25 @@ struct Tally {
 /// Failures after which no more are sought.
 const ENOUGH: usize = 5;
 
-#[test]
-fn random_programs_agree_with_the_oracle() {
+on_every_device! {
+    random_programs_agree_with_the_oracle,
+}
+
+fn random_programs_agree_with_the_oracle(device: &Device) {
     let mut tally = Tally::default();
-    let failures: Vec<String> = seeds().filter_map(|seed| failure(seed, &mut tally)).take(ENOUGH).collect();
+    let seeds = seeds(0..budget(device, 2000, 200));
+    let failures: Vec<String> = seeds.filter_map(|seed| failure(device, seed, &mut tally)).take(ENOUGH).collect();
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
     assert!(4 * tally.exact > tally.compared, "{} of {} elements are exact", tally.exact, tally.compared);
 }
 
 /// What went wrong with a seed's program, if anything did, and the least program that shows it.
-fn failure(seed: u64, tally: &mut Tally) -> Option<String> {
-    let (program, vals) = generate(seed);
+fn failure(device: &Device, seed: u64, tally: &mut Tally) -> Option<String> {
+    let (program, vals) = generate(seed, device);
     let first = check(&program, &vals, tally).err()?;
     let (program, vals) = shrink(program, vals);
     let why = check(&program, &vals, tally).err().unwrap_or(first);
-    Some(format!("seed {seed}: {why}\n{}", text(&program, &vals)))
-}
-
-fn seeds() -> Range<u64> {
-    let Ok(text) = std::env::var("TL_FUZZ_SEEDS") else { return 0..2000 };
-    let parts = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-    parts.expect("TL_FUZZ_SEEDS is from..to")
+    Some(format!("{}: {why}\n{}", rerun(device, seed), text(&program, &vals)))
 }
 
 /// Runs a program three times: fused, again (its plan is found), and with a kernel an op.
@@ -130,7 +130,7 @@ fn interpreted(program: &Program) -> Option<Vec<Val>> {
         program.steps.iter().for_each(|step| vals.push(interpret(step, &vals)));
         vals
     };
-    catch_unwind(all).ok()
+    catch_unwind(AssertUnwindSafe(all)).ok()
 }
 
 fn text(program: &Program, vals: &[Val]) -> String {

@@ -20,5 +20,7 @@ mod products;
 mod reductions;
 mod tidy;
 mod torch;
+#[cfg(feature = "soft-metal")]
+mod traffic;
 mod training;
 mod views;

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use std::fmt::Display;
+use std::ops::Range;
 use tensorlogic::testing::{Elementwise, Sort};
 use tensorlogic::{DType, Device, Element, Result, Tensor};
 
@@ -29,6 +30,23 @@ pub(crate) fn devices() -> Vec<tensorlogic::Device> {
     devices
 }
 
+/// How many of the cases that `all` counts a device has time for: `some` where it is simulated.
+pub(crate) fn budget<T>(device: &Device, all: T, some: T) -> T {
+    if device.name() == "soft-metal" { some } else { all }
+}
+
+/// The seeds of random programs: those of the environment's `TL_FUZZ_SEEDS`, `from..to`, or else `default`.
+pub(crate) fn seeds(default: Range<u64>) -> Range<u64> {
+    let Ok(text) = std::env::var("TL_FUZZ_SEEDS") else { return default };
+    let parts = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
+    parts.expect("TL_FUZZ_SEEDS is from..to")
+}
+
+/// How to run the program of a seed alone.
+pub(crate) fn rerun(device: &Device, seed: u64) -> String {
+    format!("seed {seed} on {device} (TL_DEVICES={device} TL_FUZZ_SEEDS={seed}..{})", seed + 1)
+}
+
 /// Calls a generic function with the Rust type of a dtype.
 macro_rules! with_type {
     (array_of($dtype:expr), $f:ident($($arg:expr),*)) => {
@@ -45,10 +63,9 @@ macro_rules! with_type {
         }
     };
 }
-/// The dtypes that a device has, of those that `wanted` selects: f64 exists on the CPU only.
+/// The dtypes that a device has, of those that `wanted` selects.
 pub fn dtypes(device: &Device, wanted: impl Fn(DType) -> bool) -> impl Iterator<Item = DType> {
-    let here = move |dtype: DType| dtype != DType::F64 || device.name() == "cpu";
-    DType::ALL.into_iter().filter(move |&dtype| here(dtype) && wanted(dtype))
+    DType::ALL.into_iter().filter(move |&dtype| device.supports(dtype) && wanted(dtype))
 }
 
 /// What an element is, exactly: the values of every dtype are among these. Truth is 0 or 1.
@@ -274,6 +291,11 @@ impl Array {
     pub fn wild(dtype: DType, dims: &[usize], seed: u64) -> Array {
         let mut rng = Rng(seed);
         Array::new(dtype, dims, (0..dims.iter().product()).map(|_| rng.wild(dtype)).collect())
+    }
+
+    /// The floats as `dtype` holds them.
+    pub fn stored(&self, dtype: DType) -> Array {
+        Array::floats(dtype, &self.dims, self.values.iter().map(|v| v.float()))
     }
 
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Array {

@@ -1,5 +1,6 @@
 //! Training: how many kernels its parts are, what it leaves behind, and that it can be resumed.
 
+use crate::oracle::{budget, devices, on_every_device};
 use crate::process::{child, is_child, resident};
 use std::collections::BTreeMap;
 use tensorlogic::data::{DataLoader, TensorDataset};
@@ -9,11 +10,21 @@ use tensorlogic::optim::{Adam, AdamW, MixedPrecision, Optimizer, Sgd};
 use tensorlogic::testing::{counters, explain, kernel_count, kernels_of_thread};
 use tensorlogic::{DType, Device, Result, Tensor, Var, autocast, eval, grad, grad_with};
 
+on_every_device! {
+    many_steps_leave_nothing_behind,
+    a_resumed_training_gives_the_same_bits,
+}
+
 /// Numbers in no order, computed.
 fn numbers(dims: &[usize], seed: usize) -> Result<Tensor> {
+    numbers_on(dims, seed, &Device::cpu())
+}
+
+/// The same on a device.
+fn numbers_on(dims: &[usize], seed: usize, device: &Device) -> Result<Tensor> {
     let count: usize = dims.iter().product();
     let value = |i: usize| ((i + 17 * seed) * 7919 % 1009) as f32 / 1009.0 - 0.5;
-    Tensor::from_vec((0..count).map(value).collect(), dims, &Device::cpu())
+    Tensor::from_vec((0..count).map(value).collect(), dims, device)
 }
 
 fn variable(dims: &[usize], seed: usize) -> Result<Var> {
@@ -142,21 +153,20 @@ struct Job {
 }
 
 impl Job {
-    fn new(dtype: DType) -> Result<Job> {
-        let device = Device::cpu();
+    fn new(dtype: DType, device: &Device) -> Result<Job> {
         device.seed(5);
         let model = Sequential::new()
-            .with(Linear::new(20, 32, DType::F32, &device)?)
+            .with(Linear::new(20, 32, DType::F32, device)?)
             .with(Gelu {})
             .with(Dropout::new(0.25)?)
-            .with(LayerNorm::new(32, DType::F32, &device)?)
-            .with(Linear::new(32, 5, DType::F32, &device)?);
+            .with(LayerNorm::new(32, DType::F32, device)?)
+            .with(Linear::new(32, 5, DType::F32, device)?);
         let optimizer = Optimizer::new(AdamW::default(), model.parameters(), 3e-3)?;
         let labels: Vec<i64> = (0..24).map(|i| i * i % 5).collect();
-        let data = TensorDataset::new(vec![numbers(&[24, 20], 1)?, Tensor::from_vec(labels, 24, &device)?])?;
+        let data = TensorDataset::new(vec![numbers_on(&[24, 20], 1, device)?, Tensor::from_vec(labels, 24, device)?])?;
         // 16 and 8.
         let loader = DataLoader::new(data, 16)?.shuffle(3).prefetch(0);
-        Ok(Job { model, optimizer, precision: MixedPrecision::new(dtype, &device)?, loader })
+        Ok(Job { model, optimizer, precision: MixedPrecision::new(dtype, device)?, loader })
     }
 
     fn epoch(&mut self, epoch: u64) -> Result<f32> {
@@ -176,27 +186,29 @@ impl Job {
     }
 }
 
-#[test]
-fn ten_thousand_steps_leave_nothing_behind() {
-    child("training::ten_thousand_steps", &[]);
+/// Ten thousand, where the device is not simulated.
+fn many_steps_leave_nothing_behind(device: &Device) {
+    child("training::many_steps", &[("TL_DEVICES", device.name())]);
 }
 
 #[test]
 #[ignore = "counts what the whole process does"]
-fn ten_thousand_steps() -> Result<()> {
+fn many_steps() -> Result<()> {
     if !is_child() {
         return Ok(());
     }
-    let mut job = Job::new(DType::F16)?;
-    let state = || (counters().plans, counters().plans_cached, Device::cpu().buffer_pool_stats().bytes_in_use);
+    let device = devices().remove(0);
+    let mut job = Job::new(DType::F16, &device)?;
+    let state = || (counters().plans, counters().plans_cached, device.buffer_pool_stats().bytes_in_use);
     let first = job.epoch(0)?; // two steps: a whole batch and a smaller one
     let warm = state();
     let mut settled = 0;
     let mut last = 0.0;
-    for epoch in 1..5000 {
+    let epochs = budget(&device, 5000, 100);
+    for epoch in 1..epochs {
         last = job.epoch(epoch)?;
         assert_eq!(state(), warm, "epoch {epoch}");
-        if epoch == 500 {
+        if epoch == epochs / 10 {
             settled = resident();
         }
     }
@@ -206,9 +218,8 @@ fn ten_thousand_steps() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_resumed_training_gives_the_same_bits() {
-    child("training::resuming", &[]);
+fn a_resumed_training_gives_the_same_bits(device: &Device) {
+    child("training::resuming", &[("TL_DEVICES", device.name())]);
 }
 
 /// In a process of its own: the random stream is one for all.
@@ -218,11 +229,12 @@ fn resuming() -> Result<()> {
     if !is_child() {
         return Ok(());
     }
+    let device = devices().remove(0);
     for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let mut whole = Job::new(dtype)?;
+        let mut whole = Job::new(dtype, &device)?;
         (0..5).try_for_each(|epoch| whole.epoch(epoch).map(|_| ()))?;
         let (model, (slots, steps)) = (whole.model.state(), whole.optimizer.state());
-        let (scale, random) = (whole.precision.state().cloned(), Device::cpu().random_state());
+        let (scale, random) = (whole.precision.state().cloned(), device.random_state());
         // Copies: the optimiser may write over what nobody holds.
         let copy = |list: BTreeMap<String, Tensor>| -> Result<BTreeMap<String, Tensor>> {
             list.into_iter()
@@ -232,11 +244,11 @@ fn resuming() -> Result<()> {
         let (model, slots) = (copy(model)?, copy(slots)?);
         (5..9).try_for_each(|epoch| whole.epoch(epoch).map(|_| ()))?;
 
-        let mut resumed = Job::new(dtype)?;
+        let mut resumed = Job::new(dtype, &device)?;
         resumed.model.load_state(&model)?;
         resumed.optimizer.load_state(&slots, steps)?;
         resumed.precision.load_state(scale.as_ref())?;
-        Device::cpu().set_random_state(random);
+        device.set_random_state(random);
         (5..9).try_for_each(|epoch| resumed.epoch(epoch).map(|_| ()))?;
         assert_eq!(whole.values()?, resumed.values()?, "{dtype}");
     }

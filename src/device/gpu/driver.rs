@@ -99,6 +99,26 @@ pub(crate) struct Matrix {
     pub batch_stride: isize,
 }
 
+/// What a dispatch moved between device memory and its threads: every load and store, not only first ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// The kernel's name.
+    pub name: String,
+    /// Of each allocation that the dispatch was given.
+    pub allocations: Vec<AllocationTraffic>,
+}
+
+/// What a dispatch moved from and to one allocation, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AllocationTraffic {
+    /// Size of the allocation.
+    pub bytes: u64,
+    /// Bytes loaded.
+    pub loaded: u64,
+    /// Bytes stored.
+    pub stored: u64,
+}
+
 /// Why a driver could not do something, in the words of the system below it.
 pub(crate) type DriverResult<T> = Result<T, String>;
 
@@ -165,6 +185,16 @@ pub(crate) trait Driver: Send + Sync {
 
     /// The device's time between two marks, once both have passed. Gives the marks back.
     fn elapsed(&self, from: Mark, to: Mark) -> DriverResult<Duration>;
+
+    /// Counts what dispatches move from here on; `false` where that cannot be told.
+    fn start_traffic(&self) -> bool {
+        false
+    }
+
+    /// What was counted since, of each dispatch that has run; counting ends.
+    fn take_traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
 
     /// Whether there is a vendor's library that multiplies matrices.
     fn has_library(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use super::cache::Kernels;
 use super::disk::Disk;
-use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket};
+use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket, Traffic};
 use super::faults::{Faults, Verdict, Watch};
 use super::memory::GpuAlloc;
 use super::queue::{Bound, Launch, Queue};
@@ -189,6 +189,20 @@ impl Gpu {
         let result = work();
         let to = self.queue.mark()?;
         Ok((result, self.queue.elapsed(from, to)?))
+    }
+
+    /// What `work` submits, and what it moves; `None` where the driver cannot tell.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn traffic<T>(&self, work: impl FnOnce() -> T) -> Result<Option<(T, Vec<Traffic>)>> {
+        self.queue.drain()?;
+        if !self.queue.driver().start_traffic() {
+            return Ok(None);
+        }
+        let result = work();
+        self.queue.drain()?;
+        Ok(Some((result, self.queue.driver().take_traffic())))
     }
 }
 

@@ -21,7 +21,7 @@ mod tests;
 
 pub(crate) use fault::{Fault, FaultKind};
 
-use super::gpu::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket};
+use super::gpu::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic};
 use crate::device::DeviceInfo;
 use compile::{Compiler, Kernel};
 use memory::Memory;
@@ -42,16 +42,6 @@ const LIMITS: Limits = Limits {
     matrix_units: true,
 };
 
-/// What a dispatch moved between device memory and its threads, in bytes: every load and store, not only first ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DispatchTraffic {
-    pub name: String,
-    pub loaded: u64,
-    pub stored: u64,
-    /// Loaded and stored, of each bound buffer. Buffers that lie in one allocation each have the sum.
-    pub per_buffer: Vec<(u64, u64)>,
-}
-
 /// What the queue's thread and the others share.
 #[derive(Default)]
 struct Shared {
@@ -60,7 +50,7 @@ struct Shared {
     /// Told of each change of `progress`.
     moved: Condvar,
     /// There while somebody counts.
-    traffic: Mutex<Option<Vec<DispatchTraffic>>>,
+    traffic: Mutex<Option<Vec<Traffic>>>,
 }
 
 #[derive(Default)]
@@ -120,16 +110,6 @@ impl SoftMetal {
         let mut progress = lock(&self.shared.progress);
         progress.error = None;
         std::mem::take(&mut progress.faults)
-    }
-
-    /// Counts traffic from here on, of all that has not run yet.
-    pub fn start_traffic(&self) {
-        *lock(&self.shared.traffic) = Some(Vec::new());
-    }
-
-    /// What was counted since [`SoftMetal::start_traffic`], one entry a dispatch, of what has run; counting ends.
-    pub fn take_traffic(&self) -> Vec<DispatchTraffic> {
-        lock(&self.shared.traffic).take().unwrap_or_default()
     }
 
     fn send(&self, command: Command) -> DriverResult<()> {
@@ -298,5 +278,14 @@ impl Driver for SoftMetal {
             }
             progress = self.shared.moved.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
+    }
+
+    fn start_traffic(&self) -> bool {
+        *lock(&self.shared.traffic) = Some(Vec::new());
+        true
+    }
+
+    fn take_traffic(&self) -> Vec<Traffic> {
+        lock(&self.shared.traffic).take().unwrap_or_default()
     }
 }

@@ -1,5 +1,6 @@
 //! The queue: what was asked for runs on a thread of its own, in order, as a GPU's would.
 
+use super::Shared;
 use super::check::Region;
 use super::compile::Kernel;
 use super::fault::{Fault, FaultKind};
@@ -7,7 +8,7 @@ use super::hooks::STATE;
 use super::memory::Memory;
 use super::run::{Launch, Runner};
 use super::shadow::Shadow;
-use super::{DispatchTraffic, Shared};
+use crate::device::gpu::driver::{AllocationTraffic, Traffic};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -211,13 +212,8 @@ impl Queue<'_> {
     /// Notes the traffic of a dispatch, if somebody asked for it.
     fn count(&self, work: &Work, regions: &[Region]) {
         if let Some(list) = &mut *super::lock(&self.shared.traffic) {
-            let of = |address: usize| regions.iter().find(|r| address.wrapping_sub(r.start) <= r.bytes);
-            list.push(DispatchTraffic {
-                name: work.name.clone(),
-                loaded: regions.iter().map(|r| r.loaded).sum(),
-                stored: regions.iter().map(|r| r.stored).sum(),
-                per_buffer: work.buffers.iter().map(|&a| of(a).map_or((0, 0), |r| (r.loaded, r.stored))).collect(),
-            });
+            let moved = |r: &Region| AllocationTraffic { bytes: r.bytes as u64, loaded: r.loaded, stored: r.stored };
+            list.push(Traffic { name: work.name.clone(), allocations: regions.iter().map(moved).collect() });
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::oracle::{Val, broadcast, interpret};
 use super::program::{Arg, Binary, Fold, Program, Step, Unary, Values};
 use super::rng::Rng;
-use tensorlogic::DType;
+use tensorlogic::{DType, Device};
 
 const SIZES: [usize; 9] = [1, 2, 3, 5, 17, 33, 64, 100, 1030];
 /// Elements that a line may have.
@@ -17,13 +17,16 @@ struct Generator {
     rng: Rng,
     /// What most leaves are.
     dtype: DType,
+    /// What stands in the place of f64.
+    widest: DType,
     steps: Vec<Step>,
     vals: Vec<Val>,
 }
 
-/// The program of a seed, and what its lines hold.
-pub fn generate(seed: u64) -> (Program, Vec<Val>) {
+/// The program of a seed for a device, and what its lines hold.
+pub fn generate(seed: u64, device: &Device) -> (Program, Vec<Val>) {
     let mut rng = Rng::new(seed);
+    let widest = if device.supports(DType::F64) { DType::F64 } else { DType::F32 };
     let dtype = rng.pick(&[
         DType::F32,
         DType::F32,
@@ -31,11 +34,11 @@ pub fn generate(seed: u64) -> (Program, Vec<Val>) {
         DType::F32,
         DType::F16,
         DType::BF16,
-        DType::F64,
+        widest,
         DType::I32,
         DType::I64,
     ]);
-    let mut generator = Generator { rng, dtype, steps: Vec::new(), vals: Vec::new() };
+    let mut generator = Generator { rng, dtype, widest, steps: Vec::new(), vals: Vec::new() };
     let shape = generator.shape();
     generator.leaf(&shape, dtype);
     let lines = 3 + generator.rng.below(16);
@@ -44,16 +47,16 @@ pub fn generate(seed: u64) -> (Program, Vec<Val>) {
             generator.grow();
         }
     }
-    generator.finish()
+    generator.finish(device)
 }
 
 impl Generator {
-    fn finish(mut self) -> (Program, Vec<Val>) {
+    fn finish(mut self, device: &Device) -> (Program, Vec<Val>) {
         let last = self.steps.len() - 1;
         let mut some = |most: usize| (0..self.rng.below(most + 1)).map(|_| self.rng.below(last + 1)).collect();
         let (others, late): (Vec<usize>, Vec<usize>) = (some(2), some(2));
         let roots = [vec![last], others].concat();
-        (Program { steps: self.steps, roots, late }, self.vals)
+        (Program { device: device.clone(), steps: self.steps, roots, late }, self.vals)
     }
 
     /// Adds a line, if its values are tame.
@@ -203,7 +206,7 @@ impl Generator {
         if self.rng.chance(40) && self.dtype(of) != DType::Bool {
             return self.offer(Step::Clamp(of, -1.0, 2.0));
         }
-        let to = [self.dtype, DType::F32, DType::F16, DType::BF16, DType::F64, DType::I32, DType::I64, DType::Bool];
+        let to = [self.dtype, DType::F32, DType::F16, DType::BF16, self.widest, DType::I32, DType::I64, DType::Bool];
         let to = self.rng.pick(&to);
         self.offer(Step::Cast(of, to))
     }

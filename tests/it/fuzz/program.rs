@@ -164,11 +164,12 @@ impl Step {
         }
     }
 
-    fn record(&self, lines: &[Tensor]) -> Result<Tensor> {
-        let device = Device::cpu();
+    fn record(&self, lines: &[Tensor], device: &Device) -> Result<Tensor> {
         match self {
-            Step::Leaf { shape, dtype, values, seed } => upload(&values.draw(shape, *dtype, *seed), shape, *dtype),
-            Step::Full { shape, dtype, value } => Tensor::full(&shape[..], *value, *dtype, &device),
+            Step::Leaf { shape, dtype, values, seed } => {
+                upload(&values.draw(shape, *dtype, *seed), shape, *dtype, device)
+            }
+            Step::Full { shape, dtype, value } => Tensor::full(&shape[..], *value, *dtype, device),
             Step::Unary(op, a) => op.record(&lines[*a]),
             Step::Binary(op, a, Arg::Line(b)) => op.record(&lines[*a], &lines[*b]),
             Step::Binary(op, a, Arg::Number(b)) => op.record_number(&lines[*a], *b),
@@ -249,10 +250,10 @@ pub fn round_to(x: f64, dtype: DType) -> f64 {
     }
 }
 
-fn upload(values: &[f64], shape: &[usize], dtype: DType) -> Result<Tensor> {
+fn upload(values: &[f64], shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     macro_rules! of {
         ($f:expr) => {
-            Tensor::from_vec(values.iter().copied().map($f).collect(), shape, &Device::cpu())
+            Tensor::from_vec(values.iter().copied().map($f).collect(), shape, device)
         };
     }
     match dtype {
@@ -290,6 +291,7 @@ fn download(x: &Tensor) -> Result<Vec<f64>> {
 /// Lines, and which of them are read.
 #[derive(Clone)]
 pub struct Program {
+    pub device: Device,
     pub steps: Vec<Step>,
     /// Evaluated together.
     pub roots: Vec<usize>,
@@ -330,7 +332,7 @@ impl Program {
         let needed = self.needed();
         let mut lines: Vec<Tensor> = Vec::new();
         for (step, needed) in self.steps.iter().zip(needed) {
-            let line = if needed { step.record(&lines)? } else { Tensor::scalar(0f32, &Device::cpu())? };
+            let line = if needed { step.record(&lines, &self.device)? } else { Tensor::scalar(0f32, &self.device)? };
             lines.push(line);
         }
         // Only what is read stays held: the engine may overwrite everything else.

@@ -51,7 +51,7 @@ fn call(op: Elementwise, xs: &[Tensor]) -> Result<Tensor> {
     if op != Elementwise::Select {
         return apply(op, xs);
     }
-    let numbers = Array::tame(DType::F64, &[4, 6], 5).upload(xs[0].device());
+    let numbers = Array::tame(DType::F32, &[4, 6], 5).upload(xs[0].device());
     let condition = if xs[0].dims() == [6, 4] { numbers.t()?.gt(0.0)? } else { numbers.gt(0.0)? };
     condition.where_cond(&xs[0], &xs[1])
 }

@@ -11,7 +11,7 @@ mod products;
 mod random;
 mod views;
 
-use crate::oracle::{Array, dtypes, on_every_device, round, unit};
+use crate::oracle::{Array, Value, dtypes, on_every_device, round, unit};
 use tensorlogic::testing::no_fusion;
 use tensorlogic::{DType, Device, Result, Tensor, Var, grad};
 
@@ -75,12 +75,12 @@ pub fn numbers(dims: &[usize], seed: u64) -> Array {
 /// What a result is contracted with: positive and negative weights of one size, other ones for every seed.
 fn weights(like: &Tensor, seed: u64) -> Result<Tensor> {
     let weights = numbers(like.dims(), seed).map(|x| if x < 0.0 { x - 0.5 } else { x + 0.5 });
-    weights.upload(like.device()).to_dtype(like.dtype())
+    Ok(weights.stored(like.dtype()).upload(like.device()))
 }
 
 /// The inputs as variables of a dtype.
 fn variables(inputs: &[Array], dtype: DType, device: &Device) -> Result<Vec<Var>> {
-    inputs.iter().map(|x| Var::new(&x.upload(device).to_dtype(dtype)?)).collect()
+    inputs.iter().map(|x| Var::new(&x.stored(dtype).upload(device))).collect()
 }
 
 fn values(vars: &[Var]) -> Vec<Tensor> {
@@ -94,7 +94,7 @@ fn loss(case: &Case, inputs: &[Tensor]) -> Result<Tensor> {
 }
 
 fn floats(x: &Tensor) -> Result<Vec<f64>> {
-    x.to_dtype(DType::F64)?.to_vec()
+    Ok(Array::read(x)?.values.into_iter().map(Value::float).collect())
 }
 
 /// Gradients for all variables, zeros where there is none.

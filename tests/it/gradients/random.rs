@@ -2,14 +2,18 @@
 //! along random directions against finite differences, however the graph was evaluated; and their values
 //! while handles are dropped and results evaluated in any order.
 //!
+//! Every device runs the graphs of the same seeds, in f32 where there is no f64.
 //! `TL_FUZZ_SEEDS=from..to` chooses the graphs; a failure is reduced to the first value that shows it.
 
-use super::{Each, gradients, numbers, values, variables, weights};
-use crate::oracle::Array;
+use super::{Each, floats, gradients, numbers, values, variables, weights};
+use crate::oracle::{Array, budget, on_every_device, rerun, seeds};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tensorlogic::testing::no_fusion;
 use tensorlogic::{DType, Device, Error, Result, Tensor, Var, eval, grad};
+
+/// Relative error of gradients in f32.
+const IN_F32: f64 = 1e-4;
 
 type Apply = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
 
@@ -21,6 +25,10 @@ struct Step {
 }
 
 struct Graph {
+    /// Where it is checked.
+    device: Device,
+    /// In f64, or in f32 where there is none.
+    dtype: DType,
     inputs: Vec<Array>,
     steps: Vec<Step>,
     /// The values that the loss is made of: steps count from the inputs on.
@@ -100,12 +108,13 @@ const ALONG: [(&str, Along); 11] = [
 ];
 
 impl Graph {
-    fn generate(seed: u64) -> Result<Graph> {
+    fn generate(seed: u64, device: &Device) -> Result<Graph> {
         let mut rng = Rng(seed);
         let sizes = |rng: &mut Rng| (0..1 + rng.below(3)).map(|_| 1 + rng.below(4)).collect::<Vec<_>>();
         let inputs: Vec<Array> =
             (0..2 + rng.below(2) as u64).map(|i| numbers(&sizes(&mut rng), seed % 50 + i)).collect();
-        let mut graph = Graph { inputs, steps: Vec::new(), roots: Vec::new() };
+        let dtype = if device.supports(DType::F64) { DType::F64 } else { DType::F32 };
+        let mut graph = Graph { device: device.clone(), dtype, inputs, steps: Vec::new(), roots: Vec::new() };
         let mut known = values(&variables(&graph.inputs, DType::F64, &Device::cpu())?);
         let wanted = 4 + rng.below(10);
         for _ in 0..200 {
@@ -145,6 +154,16 @@ impl Graph {
         terms[1..].iter().try_fold(terms[0].clone(), |sum, term| sum + term)
     }
 
+    /// The inputs as variables.
+    fn variables(&self) -> Result<Vec<Var>> {
+        variables(&self.inputs, self.dtype, &self.device)
+    }
+
+    /// What an error may be, relative to what it is an error of: `exact` in f64.
+    fn tolerance(&self, exact: f64) -> f64 {
+        if self.dtype == DType::F64 { exact } else { IN_F32 }
+    }
+
     /// What the gradients make of directions, and what differences say.
     fn check(&self, seed: u64) -> Result<Option<String>> {
         const STEP: f64 = 1.0 / (1 << 16) as f64;
@@ -171,12 +190,12 @@ impl Graph {
                 };
                 let [got, size] =
                     self.inputs.iter().zip(found).map(along).fold([0.0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
-                let near = (got - want).abs() <= 1e-6 * (1.0 + size);
+                let near = (got - want).abs() <= self.tolerance(1e-6) * (1.0 + size);
                 if !near {
                     return Ok(Some(format!("{how}: {got} along direction {which}, not {want}")));
                 }
             }
-            let off = super::off(&format!("{how} or {}", all[0].0), found, &all[0].1, 1e-10, 1.0);
+            let off = super::off(&format!("{how} or {}", all[0].0), found, &all[0].1, self.tolerance(1e-10), 1.0);
             if off.is_some() {
                 return Ok(off);
             }
@@ -186,7 +205,7 @@ impl Graph {
 
     fn gradients(&self, seed: u64) -> Result<Vec<(&'static str, Each)>> {
         let backward = |pieces: u64, first: bool| {
-            let vars = variables(&self.inputs, DType::F64, &Device::cpu())?;
+            let vars = self.variables()?;
             let loss = self.loss(&values(&vars), pieces)?;
             if first {
                 loss.eval()?;
@@ -194,13 +213,13 @@ impl Graph {
             gradients(&loss, &vars)
         };
         let together = || -> Result<_> {
-            let inputs = values(&variables(&self.inputs, DType::F64, &Device::cpu())?);
+            let inputs = values(&self.variables()?);
             let loss = self.loss(&inputs, 0)?;
             let reached: Vec<&Tensor> = inputs.iter().filter(|x| grad(&loss, &[x], false).is_ok()).collect();
             let found = grad(&loss, &reached, true)?;
             eval(&found.iter().chain([&loss]).collect::<Vec<_>>())?;
             let at = |x: &Tensor| reached.iter().position(|r| std::ptr::eq(*r, x));
-            let or_zeros = |x: &Tensor| at(x).map_or(Ok(vec![0.0; x.numel()]), |i| found[i].to_vec());
+            let or_zeros = |x: &Tensor| at(x).map_or(Ok(vec![0.0; x.numel()]), |i| floats(&found[i]));
             inputs.iter().map(or_zeros).collect()
         };
         let pieces = Rng(seed ^ 0x5eed).below(1 << 30) as u64;
@@ -222,7 +241,7 @@ impl Graph {
             let read = self.steps.iter().rposition(|step| step.reads.contains(&at));
             if self.roots.contains(&at) { usize::MAX } else { read.unwrap_or(0) }
         };
-        let vars = variables(&self.inputs, DType::F64, &Device::cpu())?;
+        let vars = self.variables()?;
         let mut known: Vec<Option<Tensor>> = values(&vars).into_iter().map(Some).collect();
         for (i, step) in self.steps.iter().enumerate() {
             let operands = step.reads.iter().map(|&at| known[at].clone().expect("a value in use"));
@@ -245,27 +264,28 @@ impl Graph {
         let roots: Vec<Tensor> = self.roots.iter().flat_map(|&root| known[root].clone()).collect();
         if rng.below(2) == 0 {
             let terms = roots.iter().map(Tensor::sum_all).collect::<Result<Vec<_>>>()?;
-            let sum = terms.iter().try_fold(Tensor::zeros((), DType::F64, &Device::cpu())?, |sum, term| sum + term)?;
+            let sum = terms.iter().try_fold(Tensor::zeros((), self.dtype, &self.device)?, |sum, term| sum + term)?;
             if sum.is_tracked() {
                 sum.backward()?;
             }
             drop(known);
         }
-        roots.iter().rev().map(Tensor::to_vec).collect()
+        roots.iter().rev().map(floats).collect()
     }
 
     /// [`Graph::live`] against all values evaluated at once, each by a kernel of its own, and kept.
     fn check_life(&self, seed: u64) -> Result<Option<String>> {
         let want = no_fusion(|| -> Result<Each> {
-            let mut known = values(&variables(&self.inputs, DType::F64, &Device::cpu())?);
+            let mut known = values(&self.variables()?);
             for step in &self.steps {
                 let operands: Vec<Tensor> = step.reads.iter().map(|&at| known[at].clone()).collect();
                 known.push((step.apply)(&operands)?);
                 known[known.len() - 1].eval()?;
             }
-            self.roots.iter().rev().map(|&root| known[root].to_vec()).collect()
+            self.roots.iter().rev().map(|&root| floats(&known[root])).collect()
         })?;
-        let lives = (0..3).map(|i| Ok(super::off("a life", &self.live(seed + 1000 * i)?, &want, 1e-10, 1.0)));
+        let lives =
+            (0..3).map(|i| Ok(super::off("a life", &self.live(seed + 1000 * i)?, &want, self.tolerance(1e-10), 1.0)));
         lives.collect::<Result<Vec<_>>>().map(|all| all.into_iter().flatten().next())
     }
 
@@ -352,14 +372,14 @@ fn random_access(rng: &mut Rng, known: &[Tensor], at: usize) -> Option<Step> {
             let count = 1 + rng.below(4);
             let indices = rng.indices(count, size);
             let text = format!("index_select along {dim} by {indices:?}");
-            (text, Box::new(move |x| x[0].index_select(dim, &vector(&indices)?)))
+            (text, Box::new(move |x| x[0].index_select(dim, &vector(&indices, x[0].device())?)))
         }
         1 => {
             let mut dims = x.dims().to_vec();
             dims[dim] = 1 + rng.below(3);
             let indices = rng.indices(dims.iter().product(), size);
             let text = format!("gather along {dim} by {indices:?} {dims:?}");
-            (text, Box::new(move |x| x[0].gather(dim, &vector(&indices)?.reshape(&dims[..])?)))
+            (text, Box::new(move |x| x[0].gather(dim, &vector(&indices, x[0].device())?.reshape(&dims[..])?)))
         }
         2 => {
             let indices = rng.indices(size, size + 1);
@@ -367,8 +387,8 @@ fn random_access(rng: &mut Rng, known: &[Tensor], at: usize) -> Option<Step> {
             let add = move |x: &[Tensor]| {
                 let mut dims = x[0].dims().to_vec();
                 dims[dim] += 1;
-                let ones = Tensor::ones(&dims[..], DType::F64, x[0].device())?;
-                ones.index_add(dim, &vector(&indices)?, &x[0])
+                let ones = Tensor::ones(&dims[..], x[0].dtype(), x[0].device())?;
+                ones.index_add(dim, &vector(&indices, x[0].device())?, &x[0])
             };
             (text, Box::new(add))
         }
@@ -376,7 +396,7 @@ fn random_access(rng: &mut Rng, known: &[Tensor], at: usize) -> Option<Step> {
             let indices = rng.indices(x.numel(), size);
             let text = format!("scatter_add of its sine along {dim} by {indices:?}");
             let add = move |x: &[Tensor]| {
-                let index = vector(&indices)?.reshape(x[0].shape())?;
+                let index = vector(&indices, x[0].device())?.reshape(x[0].shape())?;
                 x[0].scatter_add(dim, &index, &x[0].sin()?)
             };
             (text, Box::new(add))
@@ -397,8 +417,8 @@ fn random_access(rng: &mut Rng, known: &[Tensor], at: usize) -> Option<Step> {
     Some(Step { text, reads: vec![at], apply })
 }
 
-fn vector(indices: &[i64]) -> Result<Tensor> {
-    Tensor::from_slice(indices, indices.len(), &Device::cpu())
+fn vector(indices: &[i64], device: &Device) -> Result<Tensor> {
+    Tensor::from_slice(indices, indices.len(), device)
 }
 
 fn random_view(rng: &mut Rng, x: &Tensor) -> Option<(String, Apply)> {
@@ -449,8 +469,8 @@ fn random_view(rng: &mut Rng, x: &Tensor) -> Option<(String, Apply)> {
 }
 
 /// What went wrong with a seed's graph, and the first value of it that shows it alone.
-fn failure(seed: u64) -> Option<String> {
-    let mut graph = Graph::generate(seed).unwrap();
+fn failure(seed: u64, device: &Device) -> Option<String> {
+    let mut graph = Graph::generate(seed, device).unwrap();
     let first = graph.failure(seed)?;
     let all = graph.roots.clone();
     let alone = (0..graph.inputs.len() + graph.steps.len()).find_map(|value| {
@@ -460,29 +480,26 @@ fn failure(seed: u64) -> Option<String> {
     if alone.is_none() {
         graph.roots = all;
     }
-    Some(format!("seed {seed}: {}\n{}", alone.unwrap_or(first), graph.text()))
+    Some(format!("{}: {}\n{}", rerun(device, seed), alone.unwrap_or(first), graph.text()))
 }
 
-fn seeds(default: Range<u64>) -> Range<u64> {
-    let Ok(text) = std::env::var("TL_FUZZ_SEEDS") else { return default };
-    let parts = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
-    parts.expect("TL_FUZZ_SEEDS is from..to")
-}
-
-fn run(seeds: Range<u64>) {
+fn run(seeds: Range<u64>, device: &Device) {
     /// Failures after which no more are sought.
     const ENOUGH: usize = 5;
-    let failures: Vec<String> = seeds.filter_map(failure).take(ENOUGH).collect();
+    let failures: Vec<String> = seeds.filter_map(|seed| failure(seed, device)).take(ENOUGH).collect();
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-#[test]
-fn gradients_of_random_graphs() {
-    run(seeds(0..300));
+on_every_device! {
+    gradients_of_random_graphs,
+}
+
+fn gradients_of_random_graphs(device: &Device) {
+    run(seeds(0..budget(device, 300, 100)), device);
 }
 
 #[test]
 #[ignore = "takes minutes"]
 fn gradients_of_many_random_graphs() {
-    run(seeds(300..20_000));
+    run(seeds(300..20_000), &Device::cpu());
 }

@@ -1,6 +1,7 @@
 //! Mistakes in how kernels are dispatched, memory in general, and what is counted.
 
 use super::*;
+use crate::device::gpu::driver::AllocationTraffic;
 use FaultKind::{Limit, Race, Unbound};
 
 /// Doubles into `b`; the fault record counts.
@@ -205,10 +206,9 @@ fn traffic_and_time_are_counted() {
     bench.dispatch(function, 2, 32, &[a, b, record], &[50]);
     let end = bench.device.mark().unwrap();
     expect("traffic", &bench.found(), None);
-    let (loaded, stored) = (200, 200 + 32 * 4);
-    let per_buffer = vec![(200, 0), (0, 200), (0, 32 * 4)];
-    let expected = DispatchTraffic { name: "test".into(), loaded, stored, per_buffer };
-    assert_eq!(bench.device.take_traffic(), [expected]);
+    let moved = |(loaded, stored)| AllocationTraffic { bytes: 256, loaded, stored };
+    let allocations = [(200, 0), (0, 200), (0, 32 * 4)].map(moved).to_vec();
+    assert_eq!(bench.device.take_traffic(), [Traffic { name: "test".into(), allocations }]);
     assert!(bench.device.elapsed(start, end).unwrap() > Duration::ZERO);
 }
 

@@ -285,8 +285,16 @@ impl Rows<'_> {
         let shape = match self.form.layout {
             Layout::Team { threads } if threads <= 32 => {
                 let teams = THREADS / threads;
-                e.line(format!("const {index} team = {index}(group.x) * {teams} + {index}(tid / {threads});"));
-                e.line(format!("const uint lane = tid % {threads};"));
+                if threads == 32 {
+                    e.line("const uint width = 32;");
+                } else {
+                    let width = e.fields.add("width", Field::Uint, Fill::Known(threads as i64));
+                    e.line(format!("const uint width = {width};"));
+                }
+                e.line(format!(
+                    "const {index} team = {index}(group.x) * {index}({THREADS} / width) + {index}(tid / width);"
+                ));
+                e.line("const uint lane = tid % width;");
                 e.line(format!("const bool live = team < {count};"));
                 e.line(format!("const {index} row = live ? team : {count} - 1;"));
                 e.line("const bool first = live && lane == 0;");
@@ -317,9 +325,9 @@ impl Rows<'_> {
     /// Text that combines what the team's threads hold in `name`.
     fn combine(&self, e: &mut Emitter, name: &str, state: &str, op: &str) {
         match self.form.layout {
-            Layout::Team { threads: 1 } | Layout::Columns { slices: 1, .. } => {}
+            Layout::Columns { slices: 1, .. } => {}
             Layout::Team { threads } if threads <= 32 => {
-                e.line(format!("{name} = tl_fold_lanes<{op}>({name}, {threads});"));
+                e.line(format!("{name} = tl_fold_lanes<{op}>({name}, width);"));
             }
             Layout::Team { threads } => {
                 let team = self.team_memory(e, state, 32);
@@ -461,8 +469,9 @@ impl Rows<'_> {
             (String::new(), n.clone())
         };
         let (lane, step) = match form.layout {
-            Layout::Team { threads } => ("lane", threads * vector),
-            Layout::Columns { slices, .. } => ("slice", slices),
+            Layout::Team { threads } if threads < 32 => ("lane", format!("{index}(width) * {vector}")),
+            Layout::Team { threads } => ("lane", (threads * vector).to_string()),
+            Layout::Columns { slices, .. } => ("slice", slices.to_string()),
         };
         let lane = if vector == 1 { format!("{index}({lane})") } else { format!("{index}({lane}) * {vector}") };
         let mut chunk = Chunk { vector, kept: "c".into(), ..Chunk::default() };

@@ -6,6 +6,7 @@ inline float op_where_cond(uchar cond, float then, float other) { return cond ? 
 struct Args {
     long limit2;
     int rows;
+    uint width;
     int v1_at;
     uint tag2;
     float s11;
@@ -22,8 +23,9 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
                                 constant Args& args [[buffer(4)]],
                                 uint3 group [[threadgroup_position_in_grid]],
                                 uint tid [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 64 + int(tid / 4);
-    const uint lane = tid % 4;
+    const uint width = args.width;
+    const int team = int(group.x) * int(256 / width) + int(tid / width);
+    const uint lane = tid % width;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
     const bool first = live && lane == 0;
@@ -37,7 +39,7 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
     const float v11 = args.s11;
     float f5 = TlMax<float>::empty();
     for (uint c = 0; c < 1; ++c) {
-        const int j = int(c) * 16 + int(lane) * 4;
+        const int j = int(c) * int(width) * 4 + int(lane) * 4;
         const uint count = live && j < args.n ? min(int(4), args.n - j) : 0;
         const int x0 = j;
         tl_load_strided<4>(b2 + (args.v4_at + r0 * args.v4_o0 + x0), 1, count, k4 + c * 4);
@@ -49,11 +51,11 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
             if (u < count) f5 = TlMax<float>::both(f5, v4);
         }
     }
-    f5 = tl_fold_lanes<TlMax<float>>(f5, 4);
+    f5 = tl_fold_lanes<TlMax<float>>(f5, width);
     const float v5 = f5;
     float f8 = TlSum<float>::empty();
     for (uint c = 0; c < 1; ++c) {
-        const int j = int(c) * 16 + int(lane) * 4;
+        const int j = int(c) * int(width) * 4 + int(lane) * 4;
         const uint count = live && j < args.n ? min(int(4), args.n - j) : 0;
         const int x0 = j;
         for (uint u = 0; u < 4; ++u) {
@@ -64,12 +66,12 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
             if (u < count) f8 = TlSum<float>::both(f8, v7);
         }
     }
-    f8 = tl_fold_lanes<TlSum<float>>(f8, 4);
+    f8 = tl_fold_lanes<TlSum<float>>(f8, width);
     const float v8 = f8;
     const float v9 = op_ln(v8);
     float f13 = TlSum<float>::empty();
     for (uint c = 0; c < 1; ++c) {
-        const int j = int(c) * 16 + int(lane) * 4;
+        const int j = int(c) * int(width) * 4 + int(lane) * 4;
         const uint count = live && j < args.n ? min(int(4), args.n - j) : 0;
         const int x0 = j;
         for (uint u = 0; u < 4; ++u) {
@@ -80,7 +82,7 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
             if (u < count) f13 = TlSum<float>::both(f13, v12);
         }
     }
-    f13 = tl_fold_lanes<TlSum<float>>(f13, 4);
+    f13 = tl_fold_lanes<TlSum<float>>(f13, width);
     const float v13 = f13;
     if (first) {
         note14[row] = v13;

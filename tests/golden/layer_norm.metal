@@ -24,8 +24,9 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
                                  constant Args& args [[buffer(4)]],
                                  uint3 group [[threadgroup_position_in_grid]],
                                  uint tid [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 8 + int(tid / 32);
-    const uint lane = tid % 32;
+    const uint width = 32;
+    const int team = int(group.x) * int(256 / width) + int(tid / width);
+    const uint lane = tid % width;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
     const int r0 = row;
@@ -46,7 +47,7 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
             if (u < count) f2 = TlSum<float>::both(f2, v1);
         }
     }
-    f2 = tl_fold_lanes<TlSum<float>>(f2, 32);
+    f2 = tl_fold_lanes<TlSum<float>>(f2, width);
     const float v2 = f2;
     const float v4 = op_div(v2, v3);
     float f7 = TlSum<float>::empty();
@@ -63,7 +64,7 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
             if (u < count) f7 = TlSum<float>::both(f7, v6);
         }
     }
-    f7 = tl_fold_lanes<TlSum<float>>(f7, 32);
+    f7 = tl_fold_lanes<TlSum<float>>(f7, width);
     const float v7 = f7;
     const float v9 = op_div(v7, v8);
     const float v11 = op_add(v9, v10);

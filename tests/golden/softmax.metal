@@ -14,8 +14,9 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
                                  constant Args& args [[buffer(2)]],
                                  uint3 group [[threadgroup_position_in_grid]],
                                  uint tid [[thread_index_in_threadgroup]]) {
-    const int team = int(group.x) * 8 + int(tid / 32);
-    const uint lane = tid % 32;
+    const uint width = 32;
+    const int team = int(group.x) * int(256 / width) + int(tid / width);
+    const uint lane = tid % width;
     const bool live = team < args.rows;
     const int row = live ? team : args.rows - 1;
     const int r0 = row;
@@ -33,7 +34,7 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
             if (u < count) f2 = TlMax<float>::both(f2, v1);
         }
     }
-    f2 = tl_fold_lanes<TlMax<float>>(f2, 32);
+    f2 = tl_fold_lanes<TlMax<float>>(f2, width);
     const float v2 = f2;
     float f5 = TlSum<float>::empty();
     for (uint c = 0; c < 4; ++c) {
@@ -49,7 +50,7 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
             if (u < count) f5 = TlSum<float>::both(f5, v4);
         }
     }
-    f5 = tl_fold_lanes<TlSum<float>>(f5, 32);
+    f5 = tl_fold_lanes<TlSum<float>>(f5, width);
     const float v5 = f5;
     for (uint c = 0; c < 4; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;

@@ -5,6 +5,7 @@
 //! from one thread at a time (the runtime's lock), but for those whose comment says otherwise.
 
 use crate::device::DeviceInfo;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 /// Where a piece of device memory lies, as its driver understands it. An address that the driver gave
@@ -123,7 +124,7 @@ pub struct AllocationTraffic {
 pub(crate) type DriverResult<T> = Result<T, String>;
 
 /// A GPU, or what stands in for one.
-pub(crate) trait Driver: Send + Sync {
+pub(crate) trait Driver: Send + Sync + UnwindSafe + RefUnwindSafe {
     /// `cuda:0`, for example.
     fn name(&self) -> String;
 

@@ -272,11 +272,11 @@ fn threads_get_their_own_errors(device: &Device) {
         for round in 0..budget(device, 100, 10) {
             let at = (thread + round) % 50;
             let wrong = (50 * thread + round + 50) as i64;
-            let last = if thread % 2 == 0 { at as i64 } else { wrong };
+            let last = if thread.is_multiple_of(2) { at as i64 } else { wrong };
             let index = Tensor::from_vec(vec![at as i64, last], 2, device).unwrap();
             let picked = x.index_select(0, &index).and_then(|rows| rows + 1.0).unwrap();
             match picked.to_vec::<f32>() {
-                Ok(got) if thread % 2 == 0 => {
+                Ok(got) if thread.is_multiple_of(2) => {
                     let want: Vec<f32> = rows[8 * at..8 * at + 8].iter().map(|v| v + 1.0).collect();
                     assert_eq!(got, [&want[..], &want].concat());
                 }

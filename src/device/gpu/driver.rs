@@ -5,7 +5,6 @@
 //! from one thread at a time (the runtime's lock), but for those whose comment says otherwise.
 
 use crate::device::DeviceInfo;
-use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 /// Where a piece of device memory lies, as its driver understands it. An address that the driver gave
@@ -124,7 +123,7 @@ pub struct AllocationTraffic {
 pub(crate) type DriverResult<T> = Result<T, String>;
 
 /// A GPU, or what stands in for one.
-pub(crate) trait Driver: Send + Sync + UnwindSafe + RefUnwindSafe {
+pub(crate) trait Driver: Send + Sync {
     /// `cuda:0`, for example.
     fn name(&self) -> String;
 

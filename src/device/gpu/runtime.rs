@@ -10,6 +10,7 @@ use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
 use crate::error::{Error, Result};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,6 +28,10 @@ pub(crate) struct Gpu {
     kernels: Kernels,
     faults: Faults,
 }
+
+// All state is behind locks that are entered though they are poisoned: nothing is half done when a call panics.
+impl UnwindSafe for Gpu {}
+impl RefUnwindSafe for Gpu {}
 
 impl Gpu {
     pub fn new(driver: Arc<dyn Driver>) -> Gpu {

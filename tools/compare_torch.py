@@ -190,6 +190,8 @@ def compare_cuda(arguments):
     if not torch.cuda.is_available():
         sys.exit("PyTorch finds no CUDA device")
     rows, results = measure_ours(arguments), []
+    if not rows:
+        sys.exit("the benchmark measured nothing")
     for row in rows:
         try:
             theirs = measure_torch_cuda(row)

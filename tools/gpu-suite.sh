@@ -105,6 +105,7 @@ tests() {
 # fuzz COUNT LOG: the fuzzer's programs, a share a process.
 fuzz() {
     local share=$((($1 + cores - 1) / cores)) from status=0 pids=() pid
+    rm -f "$2".*
     for ((from = 0; from < $1; from += share)); do
         TL_FUZZ_SEEDS=$from..$((from + share)) "$folder/it" fuzz:: > "$2.$from" 2>&1 &
         pids+=($!)

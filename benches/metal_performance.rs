@@ -1,7 +1,8 @@
 //! The benchmark: `cargo bench --bench metal_performance [-- WORD...]`, rows whose operation, size or
-//! dtype contains a word, or all. On a machine without Metal it measures the best device there is.
+//! dtype contains a word, or all. It measures the best device there is, or that of `--device`.
 //!
-//! A call is timed from the recording of its ops to the end of their kernels. Inputs are random and
+//! A call is timed from the recording of its ops to the end of their kernels. With `--json` on a GPU there are
+//! three times: the device's own, that of a call among many, and that of a call and a wait. Inputs are random and
 //! take turns. FLOP and bytes are those of the plan ([`Tensor::explain`]): a transcendental function
 //! counts as eight, and a buffer once a kernel.
 //!
@@ -11,9 +12,9 @@ mod common;
 
 use clap::Parser;
 use common::cases::{self, Case, Mode};
+use common::gpu::Busy;
 use common::{Limits, Row, machine, transfer};
-use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tensorlogic::{DType, Device, Result};
 
 /// Measures latency, arithmetic and bandwidth of the tensor operations
@@ -24,23 +25,28 @@ struct Arguments {
     /// Measure the cases that tools/compare_torch.py compares, and write them to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// cpu, cuda or metal, with an ordinal if there are several (cuda:1); the fastest there is by default
+    #[arg(long)]
+    device: Option<Device>,
     /// What `cargo bench` passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+
 /// Tensor sizes of the elementwise table.
 const COUNTS: [usize; 3] = [1000, 100_000, 1_000_000];
 
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn main() -> Outcome {
     let arguments = Arguments::parse();
-    let device = Device::best();
+    let device = arguments.device.clone().unwrap_or_else(Device::best);
     println!("{}", machine(&device));
     match &arguments.json {
-        Some(file) => std::fs::write(file, measure_anchors(&arguments, &device)?)?,
-        None => measure_all(&arguments, &device)?,
+        Some(file) if device == Device::cpu() => measure_anchors(&arguments, &device, file),
+        Some(file) => measure_gpu_anchors(&arguments, &device, file),
+        None => Ok(measure_all(&arguments, &device)?),
     }
-    Ok(())
 }
 
 impl Arguments {
@@ -97,17 +103,54 @@ fn transfers(arguments: &Arguments, device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// The anchor cases as JSON: `[{"operation", "dtype", "shapes", "us"}, ...]`.
-fn measure_anchors(arguments: &Arguments, device: &Device) -> Result<String> {
+/// Writes the anchor cases of a CPU as JSON: `[{"operation", "dtype", "shapes", "us"}, ...]`.
+fn measure_anchors(arguments: &Arguments, device: &Device, file: &Path) -> Outcome {
     println!("{}", Row::header());
     let mut objects = Vec::new();
     for case in cases::anchors().iter().filter(|case| arguments.wants(&case.key())) {
         let row = case.row(Mode::Normal, device, Limits::FULL)?;
         println!("{row}");
-        let (dtype, shapes, us) = (case.dtype, &case.shapes, row.times.median * 1e6);
-        let mut object = format!(r#"{{"operation": "{}", "dtype": "{dtype}", "#, case.operation);
-        let _ = write!(object, r#""shapes": {shapes:?}, "us": {us:.2}}}"#);
-        objects.push(object);
+        objects.push(object(case, &format!(r#""us": {:.2}"#, row.times.median * 1e6)));
     }
-    Ok(format!("[\n{}\n]\n", objects.join(",\n")))
+    Ok(write_objects(file, &objects)?)
+}
+
+/// Writes the anchor cases of a GPU as JSON, after each: the same with `device_us`, `amortised_us`,
+/// `synchronised_us`, `calls` and `sets`, or with `error`.
+fn measure_gpu_anchors(arguments: &Arguments, device: &Device, file: &Path) -> Outcome {
+    let busy = Busy::new(device)?;
+    println!("{:<40}{:>12}{:>14}{:>14}", "case", "device us", "amortised us", "synchron. us");
+    let mut objects = Vec::new();
+    for case in cases::gpu_anchors().iter().filter(|case| arguments.wants(&case.key())) {
+        objects.push(match case.gpu_times(device, &busy) {
+            Ok(times) => {
+                let [on_device, amortised, synchronised] =
+                    [times.device, times.amortised, times.synchronised].map(|seconds| seconds * 1e6);
+                println!("{:<40}{on_device:>12.2}{amortised:>14.2}{synchronised:>14.2}", case.key());
+                let us = format!(r#""device_us": {on_device:.3}, "amortised_us": {amortised:.3}, "#);
+                let (calls, sets) = (times.calls, times.sets);
+                let rest = format!(r#""synchronised_us": {synchronised:.3}, "calls": {calls}, "sets": {sets}"#);
+                object(case, &(us + &rest))
+            }
+            Err(error) => {
+                println!("{:<40}{error}", case.key());
+                object(
+                    case,
+                    &format!(r#""error": {:?}"#, error.to_string().replace(|c: char| !c.is_ascii_graphic(), " ")),
+                )
+            }
+        });
+        write_objects(file, &objects)?;
+        device.empty_cache();
+    }
+    Ok(())
+}
+
+fn object(case: &Case, results: &str) -> String {
+    let Case { operation, dtype, shapes, .. } = case;
+    format!(r#"{{"operation": "{operation}", "dtype": "{dtype}", "shapes": {shapes:?}, {results}}}"#)
+}
+
+fn write_objects(file: &Path, objects: &[String]) -> std::io::Result<()> {
+    std::fs::write(file, format!("[\n{}\n]\n", objects.join(",\n")))
 }

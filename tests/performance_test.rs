@@ -45,6 +45,7 @@ fn the_table_prints() {
     println!("{}\n{}", machine(&device), Row::header());
     let mut cases: Vec<Case> = [64, 256].into_iter().map(|n| cases::matmul(n, DType::F16)).collect();
     cases.extend([1000, 100_000].into_iter().flat_map(|n| cases::elementwise(n, DType::F16)));
+    cases.extend(cases::gpu_anchors().into_iter().filter(|case| case.input_bytes() < 16 << 20));
     for case in cases {
         println!("{}", case.row(Mode::Normal, &device, Limits::QUICK).unwrap());
     }

@@ -55,10 +55,14 @@ impl Case {
         self.shapes.iter().map(input).collect()
     }
 
+    /// Bytes of one set of inputs.
+    pub fn input_bytes(&self) -> usize {
+        self.shapes.iter().map(|s| s.iter().product::<usize>() * self.dtype.size()).sum()
+    }
+
     /// Several sets of inputs, of which each run takes the next: two to eight.
     fn rotation(&self, device: &Device) -> Result<Vec<Vec<Tensor>>> {
-        let bytes: usize = self.shapes.iter().map(|s| s.iter().product::<usize>() * self.dtype.size()).sum();
-        (0..(ROTATED_BYTES / bytes).clamp(2, 8)).map(|_| self.inputs(device)).collect()
+        (0..(ROTATED_BYTES / self.input_bytes()).clamp(2, 8)).map(|_| self.inputs(device)).collect()
     }
 
     /// Measures the case.
@@ -79,6 +83,7 @@ impl Case {
         let times = measure(limits, |run| {
             let result = (self.call)(&sets[run % sets.len()])?;
             result.eval()?;
+            device.synchronize()?;
             Ok(result)
         })?;
         Ok(Row {
@@ -144,7 +149,45 @@ pub fn layer_norm(rows: usize, width: usize, dtype: DType) -> Case {
     Case::new("layer norm", format!("{rows}x{width}"), dtype, shapes, |x| x[0].layer_norm(&x[1], Some(&x[2]), 1e-5))
 }
 
-/// What `tools/compare_torch.py` compares.
+/// Normalisation of rows by their root mean square.
+fn rms_norm(rows: usize, width: usize, dtype: DType) -> Case {
+    let shapes: &[&[usize]] = &[&[rows, width], &[width]];
+    Case::new("rms norm", format!("{rows}x{width}"), dtype, shapes, |x| x[0].rms_norm(&x[1], 1e-5))
+}
+
+/// What `tools/compare_torch.py` compares on a GPU: f16, small to large.
+pub fn gpu_anchors() -> Vec<Case> {
+    const M: usize = 1_000_000;
+    let dtype = DType::F16;
+    let mut cases = Vec::new();
+    for n in [1000, M, 16 * M, 256 * M] {
+        cases.extend(elementwise(n, dtype).into_iter().filter(|case| matches!(case.operation, "add" | "sum")));
+    }
+    for [rows, width] in [[4096, 1024], [4096, 4096], [131_072, 1024]] {
+        cases.extend([softmax, layer_norm, rms_norm].map(|case| case(rows, width, dtype)));
+        if width == 1024 {
+            let size = format!("{rows}x{width}");
+            cases.push(Case::new("column sum", size, dtype, &[&[rows, width]], |x| x[0].sum(0)));
+        }
+    }
+    cases.extend([64, 512, 1024, 2048, 4096, 8192].map(|n| matmul(n, dtype)));
+    for n in [1024, 4096, 8192] {
+        let case = |operation, call| Case::new(operation, format!("{n}x{n}"), dtype, &[&[n, n], &[n, n]], call);
+        cases.push(case("gelu(matmul)", |x| x[0].matmul(&x[1])?.gelu()));
+        cases.push(case("relu(matmul)", |x| x[0].matmul(&x[1])?.relu()));
+    }
+    for n in [M, 16 * M, 256 * M] {
+        let case = |operation, inputs, call| Case::new(operation, count(n), dtype, &vec![&[n][..]; inputs], call);
+        cases.push(case("relu(a+b)", 2, |x| (&x[0] + &x[1])?.relu()));
+        cases.push(case("a*s+b", 3, |x| (&x[0] * &x[1])? + &x[2]));
+        cases.push(case("sum((a-b)^2)", 2, |x| (&x[0] - &x[1])?.sqr()?.sum_all()));
+        cases.push(chain(n, dtype));
+    }
+    cases.push(Case::new("transpose", "4096x4096".into(), dtype, &[&[4096, 4096]], |x| x[0].t()?.contiguous()));
+    cases
+}
+
+/// What `tools/compare_torch.py` compares on a CPU.
 pub fn anchors() -> Vec<Case> {
     const M: usize = 1 << 20;
     let (f16, f32, bf16) = (DType::F16, DType::F32, DType::BF16);

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // the benchmark and the test each use a part
 
 pub mod cases;
+pub mod gpu;
 pub mod host;
 pub mod transfer;
 

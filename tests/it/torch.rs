@@ -10,7 +10,8 @@ use tensorlogic::{ConvOptions, DType, Device, Gradients, Result, Tensor, Var, gr
 type Args<'a> = BTreeMap<&'a str, Tensor>;
 
 fn fixtures(name: &str) -> BTreeMap<String, Tensor> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    // Cargo runs tests in the package's folder.
+    let folder = PathBuf::from("tests/fixtures");
     load_safetensors(folder.join(name), &Device::cpu()).unwrap().tensors
 }
 

@@ -20,7 +20,7 @@ build() {
     set -e
     mkdir -p "$folder"
     # Cargo says: Executable tests/it/main.rs (target/debug/deps/it-0123456789abcdef)
-    lines=$({ cargo test --no-run --lib --test it && cargo bench --no-run --bench metal_performance; } 2>&1 | tee /dev/stderr)
+    lines=$({ cargo test --no-run --lib --test it && cargo bench --no-run --bench metal_performance; } 2>&1 | tee >(cat >&2))
     cargo build --release --example digits
     place() {
         local file

@@ -10,7 +10,7 @@
 #
 #   OUT            where an archive of FOLDER/logs goes, if set
 #   SUITE_SECONDS  after which no part goes on      (default: 240)
-#   FUZZ_SEEDS     programs of the fuzzer           (default: 400; each compiles its own kernels)
+#   FUZZ_SEEDS     programs of the fuzzers          (default: 400; each compiles its own kernels)
 #   TL_CACHE_DIR   compiled kernels                 (default: FOLDER/cache)
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ build() {
     set -e
     mkdir -p "$folder"
     # Cargo says: Executable tests/it/main.rs (target/debug/deps/it-0123456789abcdef)
-    lines=$({ cargo test --no-run --lib --test it && cargo bench --no-run --bench metal_performance; } 2>&1 | tee /dev/stderr)
+    lines=$({ cargo test --no-run --lib --test it && cargo bench --no-run --bench metal_performance; } 2>&1 | tee >(cat >&2))
     cargo build --release --example digits
     place() {
         local file
@@ -102,12 +102,12 @@ tests() {
     [ "$status" = 0 ] || tail -n 3 "$log" | cut -c 1-300
 }
 
-# fuzz COUNT LOG: the fuzzer's programs, a share a process.
+# fuzz COUNT LOG: random programs and gradients, a share a process.
 fuzz() {
     local share=$((($1 + cores - 1) / cores)) from status=0 pids=() pid
     rm -f "$2".*
     for ((from = 0; from < $1; from += share)); do
-        TL_FUZZ_SEEDS=$from..$((from + share)) "$folder/it" fuzz:: > "$2.$from" 2>&1 &
+        TL_FUZZ_SEEDS=$from..$((from + share)) "$folder/it" fuzz:: gradients::random:: > "$2.$from" 2>&1 &
         pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
@@ -201,7 +201,7 @@ fi
 
 tests driver 60 lib device::cuda
 tests operations 150 it --skip tidy:: --skip metal_text:: --skip gradients:: --skip fuzz::
-tests gradients 60 it gradients::
+tests gradients 60 it gradients:: --skip gradients::random::
 tests fuzzer 60 it
 for dtype in f32 f16 bf16; do digits $dtype; done
 sanitize memcheck

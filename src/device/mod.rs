@@ -299,6 +299,10 @@ impl std::str::FromStr for Device {
     }
 }
 
+/// What panics above a device leaves it whole: all that changes is behind locks or atomic.
+impl std::panic::UnwindSafe for Device {}
+impl std::panic::RefUnwindSafe for Device {}
+
 impl PartialEq for Device {
     fn eq(&self, other: &Self) -> bool {
         self.id() == other.id()

@@ -398,7 +398,8 @@ fn out_of_range(device: &Device) -> Result<()> {
             let error = wrong.to_vec::<f32>().unwrap_err();
             assert!(matches!(error, Error::IndexOutOfRange { index, size: 10, .. } if index == bad), "{error}");
         }
-        // Whatever an evaluation stores on a GPU fails with it: there, others get values of their own.
+        // On a GPU, whatever an evaluation has stored fails with it.
+        let shared = if *device == Device::cpu() { shared } else { x.exp()? };
         if *device == Device::cpu() {
             assert!(eval(&[&shared.sum(0)?, &wrong]).is_err());
         }

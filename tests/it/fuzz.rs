@@ -130,7 +130,7 @@ fn interpreted(program: &Program) -> Option<Vec<Val>> {
         program.steps.iter().for_each(|step| vals.push(interpret(step, &vals)));
         vals
     };
-    catch_unwind(AssertUnwindSafe(all)).ok()
+    catch_unwind(all).ok()
 }
 
 fn text(program: &Program, vals: &[Val]) -> String {

@@ -1,11 +1,19 @@
 //! Layers, gradients and optimisers against PyTorch: `tools/make_fixtures.py` wrote what it computes.
 
+use crate::oracle::{dtypes, on_every_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tensorlogic::io::load_safetensors;
 use tensorlogic::nn::{Layer, LayerNorm, Linear};
 use tensorlogic::optim::{Adam, AdamW, Group, Optimizer, Rule, Schedule, Sgd};
 use tensorlogic::{ConvOptions, DType, Device, Gradients, Result, Tensor, Var, grad, grad_with};
+
+on_every_device! {
+    layers_and_their_gradients,
+    second_derivatives,
+    layer_structs_agree_with_the_formulas,
+    optimisers_follow_the_same_trajectories,
+}
 
 type Args<'a> = BTreeMap<&'a str, Tensor>;
 
@@ -15,12 +23,24 @@ fn fixtures(name: &str) -> BTreeMap<String, Tensor> {
     load_safetensors(folder.join(name), &Device::cpu()).unwrap().tensors
 }
 
+/// A tensor of a file on a device: in f32 where there is no f64.
+fn put(t: &Tensor, device: &Device) -> Tensor {
+    let dtype = if device.supports(t.dtype()) { t.dtype() } else { DType::F32 };
+    t.to_dtype(dtype).and_then(|t| t.to_device(device)).unwrap()
+}
+
+/// f64, so that the formulas are compared and not the rounding; in f32, where there is no f64, the bound is wider.
+fn tolerance(device: &Device, exact: f64) -> f64 {
+    if device.supports(DType::F64) { exact } else { 2e-5 }
+}
+
 /// The arguments, all variables where they are floats.
-fn arguments<'a>(file: &'a BTreeMap<String, Tensor>, case: &str) -> Args<'a> {
+fn arguments<'a>(file: &'a BTreeMap<String, Tensor>, case: &str, device: &Device) -> Args<'a> {
     let prefix = format!("{case}/in/");
     let of_case = file.iter().filter_map(|(key, t)| Some((key.strip_prefix(&prefix)?, t)));
     of_case
-        .map(|(arg, t)| (arg, if t.dtype().is_float() { Var::new(t).unwrap().tensor() } else { t.clone() }))
+        .map(|(arg, t)| (arg, put(t, device)))
+        .map(|(arg, t)| (arg, if t.dtype().is_float() { Var::new(&t).unwrap().tensor() } else { t }))
         .collect()
 }
 
@@ -95,7 +115,7 @@ fn forward(case: &str, a: &Args) -> Result<Tensor> {
 #[track_caller]
 fn assert_close(name: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), want.dims(), "{name}");
-    let got = got.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
+    let got = got.detach().to_device(&Device::cpu()).unwrap().to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
     let want = want.to_dtype(DType::F64).unwrap().to_vec::<f64>().unwrap();
     let scale = want.iter().fold(1f64, |m, x| m.max(x.abs()));
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -111,52 +131,49 @@ fn cases(file: &BTreeMap<String, Tensor>) -> Vec<String> {
     cases
 }
 
-/// f64, so that the formulas are compared and not the rounding.
-#[test]
-fn layers_and_their_gradients() {
+fn layers_and_their_gradients(device: &Device) {
     let file = fixtures("layers.safetensors");
     let cases = cases(&file);
     assert!(cases.len() > 50, "{}", cases.len());
     for case in cases {
-        let a = arguments(&file, &case);
+        let a = arguments(&file, &case, device);
         let y = forward(&case, &a).unwrap();
-        assert_close(&format!("{case}/out"), &y, &file[&format!("{case}/out")], 1e-12);
+        assert_close(&format!("{case}/out"), &y, &file[&format!("{case}/out")], tolerance(device, 1e-12));
         let with: Vec<(&str, &Tensor)> = a.iter().filter(|(_, t)| t.is_tracked()).map(|(n, t)| (*n, t)).collect();
         let targets: Vec<&Tensor> = with.iter().map(|(_, t)| *t).collect();
-        let found = grad_with(&y, &file[&format!("{case}/seed")], &targets, false).unwrap();
+        let found = grad_with(&y, &put(&file[&format!("{case}/seed")], device), &targets, false).unwrap();
         for ((arg, _), got) in with.iter().zip(&found) {
             let name = format!("{case}/grad/{arg}");
-            assert_close(&name, got, &file[&name], 1e-11);
+            assert_close(&name, got, &file[&name], tolerance(device, 1e-11));
         }
     }
 }
 
-#[test]
-fn second_derivatives() {
+fn second_derivatives(device: &Device) {
     let file = fixtures("layers.safetensors");
     let with_hvp: Vec<String> = cases(&file).into_iter().filter(|c| file.contains_key(&format!("{c}/hvp"))).collect();
     assert_eq!(with_hvp.len(), 10, "{with_hvp:?}");
     for case in with_hvp {
-        let a = arguments(&file, &case);
+        let a = arguments(&file, &case, device);
         let y = forward(&case, &a).unwrap();
-        let first = grad_with(&y, &file[&format!("{case}/seed")], &[&a["x"]], true).unwrap();
-        let along = first[0].mul(&file[&format!("{case}/v")]).unwrap().sum_all().unwrap();
+        let first = grad_with(&y, &put(&file[&format!("{case}/seed")], device), &[&a["x"]], true).unwrap();
+        let along = first[0].mul(&put(&file[&format!("{case}/v")], device)).unwrap().sum_all().unwrap();
         let second = grad(&along, &[&a["x"]], false).unwrap();
-        assert_close(&format!("{case}/hvp"), &second[0], &file[&format!("{case}/hvp")], 1e-11);
+        assert_close(&format!("{case}/hvp"), &second[0], &file[&format!("{case}/hvp")], tolerance(device, 1e-11));
     }
 }
 
 /// The layers compute what the formulas above do.
-#[test]
-fn layer_structs_agree_with_the_formulas() {
+fn layer_structs_agree_with_the_formulas(device: &Device) {
     let file = fixtures("layers.safetensors");
-    let get = |name: &str| &file[name];
-    let linear = Linear::from_tensors(get("linear/in/weight"), Some(get("linear/in/bias"))).unwrap();
-    assert_close("Linear", &linear.forward(get("linear/in/x")).unwrap(), get("linear/out"), 1e-12);
-    let norm = LayerNorm::new(8, DType::F64, &Device::cpu()).unwrap();
-    norm.weight.set(get("layer_norm/in/weight")).unwrap();
-    norm.bias.as_ref().unwrap().set(get("layer_norm/in/bias")).unwrap();
-    assert_close("LayerNorm", &norm.forward(get("layer_norm/in/x")).unwrap(), get("layer_norm/out"), 1e-12);
+    let get = |name: &str| put(&file[name], device);
+    let tolerance = tolerance(device, 1e-12);
+    let linear = Linear::from_tensors(&get("linear/in/weight"), Some(&get("linear/in/bias"))).unwrap();
+    assert_close("Linear", &linear.forward(&get("linear/in/x")).unwrap(), &file["linear/out"], tolerance);
+    let norm = LayerNorm::new(8, get("layer_norm/in/x").dtype(), device).unwrap();
+    norm.weight.set(&get("layer_norm/in/weight")).unwrap();
+    norm.bias.as_ref().unwrap().set(&get("layer_norm/in/bias")).unwrap();
+    assert_close("LayerNorm", &norm.forward(&get("layer_norm/in/x")).unwrap(), &file["layer_norm/out"], tolerance);
 }
 
 struct Problem {
@@ -167,22 +184,25 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(dtype: DType) -> Problem {
-        let file = fixtures("optimisers.safetensors");
-        let var = |name: &str| Var::new(&file[&format!("problem/{name}")].to_dtype(dtype).unwrap()).unwrap();
+    fn new(dtype: DType, device: &Device) -> Problem {
+        let mut file = fixtures("optimisers.safetensors");
+        for (_, t) in file.iter_mut().filter(|(name, _)| name.starts_with("problem/")) {
+            *t = t.to_dtype(dtype).and_then(|t| t.to_device(device)).unwrap();
+        }
+        let var = |name: &str| Var::new(&file[&format!("problem/{name}")]).unwrap();
         let (a, b) = (var("a"), var("b"));
         Problem { file, dtype, a, b }
     }
 
-    fn constant(&self, name: &str) -> Tensor {
-        self.file[&format!("problem/{name}")].to_dtype(self.dtype).unwrap()
+    fn constant(&self, name: &str) -> &Tensor {
+        &self.file[&format!("problem/{name}")]
     }
 
     /// sum(c1 a^2) + sum(c2 (b - t)^4) + sum((a[:, :1] b[:3])^2)
     fn loss(&self) -> Result<Tensor> {
         let (a, b) = (self.a.tensor(), self.b.tensor());
         let first = (self.constant("c1") * a.sqr()?)?.sum_all()?;
-        let second = (self.constant("c2") * (&b - &self.constant("t"))?.sqr()?.sqr()?)?.sum_all()?;
+        let second = (self.constant("c2") * (&b - self.constant("t"))?.sqr()?.sqr()?)?.sum_all()?;
         let third = (a.narrow(1, 0, 1)? * b.narrow(0, 0, 3)?.unsqueeze(1)?)?.sqr()?.sum_all()?;
         (first + second)? + third
     }
@@ -215,13 +235,12 @@ impl Problem {
 }
 
 /// 50 steps of every optimiser, in f32 and f64.
-#[test]
-fn optimisers_follow_the_same_trajectories() {
+fn optimisers_follow_the_same_trajectories(device: &Device) {
     let sgd = Sgd::default();
     let (adam, adamw) = (Adam::default(), AdamW { weight_decay: 0.1, ..AdamW::default() });
-    for dtype in [DType::F64, DType::F32] {
+    for dtype in dtypes(device, |d| matches!(d, DType::F64 | DType::F32)) {
         let plain = |case: &str, rule: Sgd, rate: f64| {
-            let p = Problem::new(dtype);
+            let p = Problem::new(dtype, device);
             let optimizer = Optimizer::new(rule, vec![p.a.clone(), p.b.clone()], rate).unwrap();
             p.follow(case, optimizer, |_, _, _| {});
         };
@@ -232,21 +251,21 @@ fn optimisers_follow_the_same_trajectories() {
         plain("sgd_momentum_dampening_wd", damped, 0.02);
 
         for (case, rule) in [("adam", adam), ("adam_wd", Adam { weight_decay: 0.1, ..adam })] {
-            let p = Problem::new(dtype);
+            let p = Problem::new(dtype, device);
             let optimizer = Optimizer::new(rule, vec![p.a.clone(), p.b.clone()], 0.05).unwrap();
             p.follow(case, optimizer, |_, _, _| {});
         }
-        let p = Problem::new(dtype);
+        let p = Problem::new(dtype, device);
         let norms = p.file[&format!("adam_clip/{}/norm", if dtype == DType::F64 { "f64" } else { "f32" })].clone();
         let optimizer = Optimizer::new(adam, vec![p.a.clone(), p.b.clone()], 0.05).unwrap();
         p.follow("adam_clip", optimizer, |step, _, gradients| {
             let norm = gradients.clip_norm(0.5).unwrap();
             assert_close("norm", &norm, &norms.select(0, step as usize).unwrap(), 1e-4);
         });
-        let p = Problem::new(dtype);
+        let p = Problem::new(dtype, device);
         let optimizer = Optimizer::new(adamw, vec![p.a.clone(), p.b.clone()], 0.05).unwrap();
         p.follow("adamw", optimizer, |_, _, _| {});
-        let p = Problem::new(dtype);
+        let p = Problem::new(dtype, device);
         let group = |var: &Var, learning_rate, decay| Group {
             parameters: vec![var.clone()],
             learning_rate,
@@ -254,7 +273,7 @@ fn optimisers_follow_the_same_trajectories() {
         };
         let optimizer = Optimizer::with_groups(adamw, vec![group(&p.a, 0.02, 0.2), group(&p.b, 0.06, 0.0)]).unwrap();
         p.follow("adamw_groups", optimizer, |_, _, _| {});
-        let p = Problem::new(dtype);
+        let p = Problem::new(dtype, device);
         let rates = p.file["adamw_cosine/lr"].to_vec1::<f64>().unwrap();
         let optimizer = Optimizer::new(adamw, vec![p.a.clone(), p.b.clone()], 0.05).unwrap();
         let schedule = Schedule::cosine(50).with_warm_up(5).with_floor(0.1);

@@ -8,7 +8,7 @@ use crate::device::{Device, Kind, Storage};
 use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::Cell;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -214,8 +214,9 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> 
             let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
+            let suspects = if verdict.is_some() { suspects(plan, snapshot, &memory) } else { FxHashSet::default() };
             for &node in plan.kept.iter().chain(plan.shared.iter().map(|(_, base)| base)) {
-                memory.of(node)?.set_verdict(verdict.clone());
+                memory.of(node)?.set_verdict(verdict.clone().filter(|_| suspects.contains(&node)));
             }
         }
         _ => return Err(Error::internal("engine::run", "a plan of another device")),
@@ -231,6 +232,21 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// What a plan computes with indices that it reads, or from what an evaluation without a verdict yet wrote.
+fn suspects(plan: &Plan, snapshot: &Snapshot, memory: &Memory) -> FxHashSet<u32> {
+    let open = |node: &u32| {
+        let entry = &snapshot.entries[*node as usize];
+        entry.realized && memory.0[*node as usize].as_ref().is_some_and(|storage| storage.verdict().is_some())
+    };
+    let mut suspects: FxHashSet<u32> = (0..snapshot.entries.len() as u32).filter(open).collect();
+    for kernel in plan.steps.iter().flatten().map(|part| &part.kernel) {
+        if kernel.can_fault() || kernel.reads().iter().any(|node| suspects.contains(node)) {
+            suspects.extend(kernel.outputs.iter().map(|output| output.node));
+        }
+    }
+    suspects
 }
 
 /// The memory of each node, once it has some.

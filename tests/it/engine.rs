@@ -398,11 +398,9 @@ fn out_of_range(device: &Device) -> Result<()> {
             let error = wrong.to_vec::<f32>().unwrap_err();
             assert!(matches!(error, Error::IndexOutOfRange { index, size: 10, .. } if index == bad), "{error}");
         }
-        // On a GPU, whatever an evaluation has stored fails with it.
-        let shared = if *device == Device::cpu() { shared } else { x.exp()? };
-        if *device == Device::cpu() {
-            assert!(eval(&[&shared.sum(0)?, &wrong]).is_err());
-        }
+        // On a GPU, only reading it shows.
+        let both = eval(&[&shared.sum(0)?, &wrong]);
+        assert!(both.is_err() || *device != Device::cpu());
         assert_eq!(f32s(&shared)?, want);
         let right = shared.index_select(0, &index.narrow(0, 0, 2)?)?;
         assert_eq!(f32s(&right)?, [&want[..4], &want[36..]].concat());

@@ -49,6 +49,7 @@ macro_rules! library {
             }
 
             $(
+                #[allow(dead_code)] // not all are called by way of this
                 /// # Safety
                 /// As the library's reference says of the function of this name: pointers are valid for
                 /// what it reads and writes, handles are alive.

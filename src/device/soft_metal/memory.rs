@@ -55,13 +55,6 @@ impl Memory {
         (address - start < bytes || address == start).then_some((start, bytes))
     }
 
-    /// The live allocation whose guards an address lies in, if not in itself.
-    pub fn near(&self, address: usize) -> Option<(usize, usize)> {
-        let before = self.live.range(..=address).next_back().filter(|&(&s, &n)| address.saturating_sub(s + n) < GUARD);
-        let behind = self.live.range(address..).next().filter(|&(&s, _)| s - address <= GUARD);
-        before.or(behind).map(|(&start, &bytes)| (start, bytes))
-    }
-
     /// Whether `bytes` bytes at an address lie in one live allocation.
     pub fn holds(&self, address: usize, bytes: usize) -> bool {
         self.find(address).is_some_and(|(start, size)| bytes <= size - (address - start))

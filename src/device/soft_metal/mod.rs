@@ -6,8 +6,6 @@
 //! that not all threads reach, misaligned vectors, and limits exceeded. What it does not model: Apple's compiler, its
 //! arithmetic (subnormals, the last bits of `exp`), and speed.
 
-#![allow(dead_code)] // until the runtime stands
-
 mod check;
 mod compile;
 mod fault;
@@ -106,6 +104,7 @@ impl SoftMetal {
     }
 
     /// Takes the record of all that was found so far. `wait` and `read` report it, too.
+    #[cfg(test)]
     pub fn take_faults(&self) -> Vec<Fault> {
         let mut progress = lock(&self.shared.progress);
         progress.error = None;

@@ -75,6 +75,8 @@ pub(super) struct Emitter<'k> {
     pub outer: Vec<String>,
     /// Definitions that use `Args`, above the kernel.
     pub after_args: String,
+    /// Loads that stand in threadgroup memory already: where their packet begins.
+    pub staged: Vec<(u32, String)>,
     /// Kept values, as names of arrays over a thread's chunks.
     pub kept: Vec<bool>,
 }
@@ -95,6 +97,7 @@ impl<'k> Emitter<'k> {
             marks: 0,
             outer: Vec::new(),
             after_args: String::new(),
+            staged: Vec::new(),
             kept: vec![false; kernel.values.len()],
         }
     }
@@ -370,6 +373,12 @@ impl<'k> Emitter<'k> {
                 continue;
             }
             let (ty, stride) = (value_type(value.dtype), self.stride(&reach));
+            if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
+                let from = format!("for (uint u = 0; u < {n}; ++u) p{v}[u] = {ty}({place}[u]);");
+                self.line(format!("{ty} p{v}[{n}];"));
+                self.line(from);
+                continue;
+            }
             let (buffer, at) = (self.buffer(node, false), self.position(&format!("v{v}"), &reach, &chunk.inner));
             let array = if self.kept[v as usize] {
                 format!("k{v} + {} * {n}", chunk.kept)

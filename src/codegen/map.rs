@@ -1,13 +1,104 @@
-//! Maps: each thread computes a packet of elements that lie side by side.
+//! Maps: each thread computes a packet of elements that lie side by side. Memory that is walked across (a
+//! transposed operand) comes by way of a tile in threadgroup memory, read along its own neighbours.
 
 use super::Piece;
-use super::emit::{Chunk, Emitter};
+use super::emit::{Chunk, Emitter, memory_type};
 use crate::schedule::{Kernel, Level, ValueOp};
 
 /// Threads of a group.
 const THREADS: usize = 256;
 
-pub(super) fn render(mut e: Emitter) -> Piece {
+/// Side of a tile.
+const TILE: usize = 64;
+/// Elements from one row of a tile to the next: an odd number of words of four bytes, so that columns spread over
+/// the banks.
+const PITCH: usize = 66;
+/// Groups along the second and third dimension of a grid.
+const GRID: usize = 65_535;
+
+pub(super) fn render(e: Emitter) -> Piece {
+    match across(e.kernel, e.machine.threadgroup_bytes, &|node| e.node_dtype(node).size()) {
+        Some((d, loads)) => tiles(e, d, &loads),
+        None => packets(e),
+    }
+}
+
+/// The loop along which loads are contiguous that the last loop walks across, and these loads.
+fn across(kernel: &Kernel, threadgroup_bytes: usize, size: &dyn Fn(u32) -> usize) -> Option<(usize, Vec<u32>)> {
+    let last = kernel.inner.len().checked_sub(1).filter(|&last| last > 0)?;
+    let mut found: Option<(usize, Vec<u32>)> = None;
+    let mut bytes = 0;
+    for (v, value) in kernel.values.iter().enumerate() {
+        let ValueOp::Load { node, reach } = value.op else { continue };
+        if matches!(reach.inner[last], 0 | 1) {
+            continue;
+        }
+        let Some(d) = reach.inner[..last].iter().position(|&s| s == 1) else { continue };
+        match &mut found {
+            None => found = Some((d, vec![v as u32])),
+            Some((other, loads)) if *other == d => loads.push(v as u32),
+            _ => continue,
+        }
+        bytes += PITCH * TILE * size(node);
+    }
+    let (d, loads) = found?;
+    let straight = kernel.outputs.iter().all(|o| o.reach.inner[last] == 1);
+    let rest: usize = (0..last).filter(|&i| i != d).map(|i| kernel.inner[i]).product();
+    let large = kernel.inner[d] >= TILE / 2 && kernel.inner[last] >= TILE / 2;
+    let fits = kernel.inner[d].div_ceil(TILE) <= GRID && rest <= GRID && bytes <= threadgroup_bytes;
+    (straight && large && fits && kernel.values.len() <= 64).then_some((d, loads))
+}
+
+fn tiles(mut e: Emitter, d: usize, loads: &[u32]) -> Piece {
+    let kernel = e.kernel;
+    let index = e.index;
+    let last = kernel.inner.len() - 1;
+    let vector = packet(kernel, &|node| e.node_dtype(node).size()).max(2);
+    let (rows, columns) = (e.known("rows", kernel.inner[d] as i64), e.known("n", kernel.inner[last] as i64));
+    let others: Vec<usize> = (0..last).filter(|&i| i != d).collect();
+    let extents: Vec<usize> = others.iter().map(|&i| kernel.inner[i]).collect();
+    let outside =
+        if others.is_empty() { Vec::new() } else { e.coordinates(&format!("{index}(group.z)"), "z", &extents) };
+    let coordinates = |row: &str, column: &str| -> Vec<String> {
+        let mut names = vec![String::new(); last + 1];
+        others.iter().zip(&outside).for_each(|(&i, name)| names[i].clone_from(name));
+        (names[d], names[last]) = (row.into(), column.into());
+        names
+    };
+    e.line(format!("const {index} row0 = {index}(group.y) * {TILE}, column0 = {index}(group.x) * {TILE};"));
+    // Neighbouring threads read along the operands' neighbours, ...
+    e.line(format!("for (uint k = tid; k < {TILE} * {TILE}; k += {THREADS}) {{"));
+    e.line(format!("const uint i = k % {TILE}, j = k / {TILE};"));
+    e.line(format!("const {index} row = row0 + {index}(i), column = column0 + {index}(j);"));
+    e.line(format!("if (row < {rows} && column < {columns}) {{"));
+    for &v in loads {
+        let ValueOp::Load { node, reach } = kernel.values[v as usize].op else { continue };
+        let (ty, tile) = (memory_type(e.node_dtype(node)), format!("tile{v}"));
+        e.threadgroup(ty, &tile, TILE * PITCH);
+        let buffer = e.buffer(node, false);
+        let at = e.position(&format!("v{v}"), &reach, &coordinates("row", "column"));
+        e.line(format!("{tile}[i * {PITCH} + j] = {buffer}[{at}];"));
+        e.staged.push((v, format!("({tile} + i * {PITCH} + j)")));
+    }
+    e.line("}");
+    e.line("}");
+    e.line("threadgroup_barrier(mem_flags::mem_threadgroup);");
+    // ... and write along the result's.
+    e.line(format!("for (uint k = tid; k < {TILE} * {TILE} / {vector}; k += {THREADS}) {{"));
+    e.line(format!("const uint i = k / ({TILE} / {vector}), j = k % ({TILE} / {vector}) * {vector};"));
+    e.line(format!("const {index} row = row0 + {index}(i), column = column0 + {index}(j);"));
+    e.line(format!("if (row >= {rows} || column >= {columns}) continue;"));
+    e.line(format!("const uint count = min({index}({vector}), {columns} - column);"));
+    let inner = coordinates("row", "column");
+    let values: Vec<u32> = (0..kernel.values.len() as u32).collect();
+    let chunk = Chunk { vector, count: "count".into(), inner, kept: String::new() };
+    e.chunk(&chunk, &values, &[], &[], &kernel.outputs);
+    e.line("}");
+    let groups = [kernel.inner[last].div_ceil(TILE), kernel.inner[d].div_ceil(TILE), extents.iter().product()];
+    e.piece("tiles", groups.map(|g| g as u32), THREADS as u32)
+}
+
+fn packets(mut e: Emitter) -> Piece {
     let kernel = e.kernel;
     let vector = packet(kernel, &|node| e.node_dtype(node).size());
     let index = e.index;

@@ -25,6 +25,7 @@ fn text(roots: &[&Tensor]) -> Result<String> {
     for step in &plan.steps {
         let kernels: Vec<_> = step.iter().map(|part| &part.kernel).collect();
         for rendered in render(&kernels, &MACHINE, &dtype) {
+            keep(&rendered.source);
             text += generated(&rendered.source);
             for call in rendered.calls {
                 text += &format!("// {}: {:?} groups of {} threads\n", call.name, call.groups, call.threads);
@@ -33,6 +34,14 @@ fn text(roots: &[&Tensor]) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Writes a whole source where the lint finds it, if the environment's `TL_SOURCES` names a folder.
+fn keep(source: &str) {
+    let Some(folder) = std::env::var_os("TL_SOURCES") else { return };
+    let hash = source.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(Path::new(&folder).join(format!("{hash:016x}.metal")), source).unwrap();
 }
 
 fn golden(name: &str, roots: &[&Tensor]) {
@@ -127,4 +136,10 @@ fn sums_by_index() {
     let (table, index) = (input(&[50, 64], DType::F32), input(&[8], DType::I64));
     let rows = input(&[8, 64], DType::F32);
     golden("sums_by_index", &[&table.index_add(0, &index, &rows).unwrap()]);
+}
+
+#[test]
+fn transposition() {
+    let x = input(&[100, 200], DType::F16);
+    golden("transposition", &[&(&x.t().unwrap() * 2.0).unwrap()]);
 }

@@ -374,7 +374,10 @@ impl<'k> Emitter<'k> {
             }
             let (ty, stride) = (value_type(value.dtype), self.stride(&reach));
             if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
-                let from = format!("for (uint u = 0; u < {n}; ++u) p{v}[u] = {ty}({place}[u]);");
+                let from = format!(
+                    "for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);",
+                    chunk.count
+                );
                 self.line(format!("{ty} p{v}[{n}];"));
                 self.line(from);
                 continue;

@@ -29,7 +29,7 @@ kernel void tiles_mul(device const half* b0 [[buffer(0)]],
         if (row >= args.rows || column >= args.n) continue;
         const uint count = min(int(8), args.n - column);
         float p0[8];
-        for (uint u = 0; u < 8; ++u) p0[u] = float((tile0 + i * 66 + j)[u]);
+        for (uint u = 0; u < 8; ++u) p0[u] = u < count ? float((tile0 + i * 66 + j)[u]) : float(0);
         const float v1 = args.s1;
         float o0[8];
         for (uint u = 0; u < 8; ++u) {

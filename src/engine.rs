@@ -210,6 +210,7 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> 
     match (&compiled.programs, &device.0) {
         (Programs::Cpu(programs), _) => run_on_cpu(plan, programs, snapshot, &slots, &mut memory)?,
         (Programs::Gpu { launches, can_fault }, Kind::Gpu(gpu)) => {
+            launches.iter().try_for_each(|launch| launch.reserve(gpu))?;
             let watch = gpu.watch(*can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
             let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
             let verdict = watch.map(|watch| gpu.finish(watch));

@@ -5,7 +5,7 @@ use super::{Binding, Machine, Piece};
 use crate::dtype::DType;
 use crate::graph::Random;
 use crate::ops::{Elementwise, Sort};
-use crate::schedule::{Kernel, Output, Reach, ValueOp};
+use crate::schedule::{Kernel, Operand, Output, Reach, Strided, ValueOp};
 use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
 
@@ -554,8 +554,21 @@ fn is_large(kernel: &Kernel) -> bool {
     let far = |reach: &Reach| {
         (reach.offset as i128).abs() + span(&kernel.outer, &reach.outer) + span(&kernel.inner, &reach.inner) > LIMIT
     };
+    let of_product = kernel.gemm.as_ref().is_some_and(|g| {
+        let side = |o: &Operand, lines: usize, line: isize, depth: isize| {
+            let inside = span(&[lines, g.k], &[line, depth]) + span(&g.batch, &o.batch);
+            (o.offset as i128).abs() + inside > LIMIT
+        };
+        side(&g.a, g.m, g.a.row_stride, g.a.col_stride) || side(&g.b, g.n, g.b.col_stride, g.b.row_stride)
+    });
+    let of_scatter = kernel.scatter.as_ref().is_some_and(|s| {
+        let side = |o: &Strided| (o.offset as i128).abs() + span(&s.extents, &o.strides) > LIMIT;
+        side(&s.source) || side(&s.index) || s.out_len as i128 > LIMIT
+    });
     let elements = kernel.rows() as i128 * kernel.row_len() as i128;
     elements > LIMIT
+        || of_product
+        || of_scatter
         || kernel.outputs.iter().any(|o| far(&o.reach))
         || kernel.guards.iter().any(|g| far(&g.coordinate))
         || kernel.values.iter().any(|v| match &v.op {

@@ -93,7 +93,8 @@ struct Piece {
 }
 
 /// The shaders that a text may use; each is added where one of its names appears.
-const SHADERS: [(&str, &[&str], &str); 6] = [
+const SHADERS: [(&str, &[&str], &str); 7] = [
+    ("fused_ops.metal", &["TlTeam"], include_str!("../../shaders/fused_ops.metal")),
     (
         "elementwise.metal",
         &["tl_load", "tl_store", "tl_to_", "tl_odd"],
@@ -119,7 +120,7 @@ pub(crate) fn render(kernels: &[&Kernel], machine: &Machine, dtype: &dyn Fn(u32)
     for kernel in kernels {
         let (mut pieces, scratch) = pieces(kernel, machine, dtype);
         match pieces.pop() {
-            Some(piece) if pieces.is_empty() && scratch.is_empty() && kernels.len() > 1 => {
+            Some(piece) if pieces.is_empty() && scratch.is_empty() && kernels.len() > 1 && piece.fits_table() => {
                 let text = piece.definition();
                 match alike.iter_mut().find(|(other, _)| *other == text) {
                     Some((_, list)) => list.push(piece),
@@ -236,9 +237,10 @@ impl Piece {
     fn entry(&self, name: &str, mut parameters: Vec<String>, group: &str, opening: &str) -> String {
         parameters.push(format!("uint3 {group} [[threadgroup_position_in_grid]]"));
         parameters.push("uint tid [[thread_index_in_threadgroup]]".into());
+        let bound = format!("[[max_total_threads_per_threadgroup({})]]\n", self.threads);
         let open = format!("kernel void {name}(");
         let joint = format!(",\n{:width$}", "", width = open.len());
-        open + &parameters.join(&joint) + ") {\n" + opening + &self.body + "}\n"
+        bound + &open + &parameters.join(&joint) + ") {\n" + opening + &self.body + "}\n"
     }
 
     fn definition(&self) -> String {
@@ -266,11 +268,13 @@ impl Piece {
         self.entry(&self.name, parameters, "group", "")
     }
 
+    /// Whether it can be a part of a table: its groups count along one dimension.
+    fn fits_table(&self) -> bool {
+        self.groups[1] == 1 && self.groups[2] == 1 && self.after_args.is_empty()
+    }
+
     /// Parts that the arguments of one dispatch have room for.
     fn table_room(&self, machine: &Machine) -> usize {
-        if self.groups[1] != 1 || self.groups[2] != 1 || !self.after_args.is_empty() {
-            return 1;
-        }
         let part = self.fields.size().next_multiple_of(8) + 8 * self.buffers.len();
         (machine.argument_bytes - 24) / (part + 4)
     }

@@ -13,6 +13,9 @@ const SIMT_THREADS: usize = 256;
 /// Sizes from which on tiles of 128 pay, if there are enough of them.
 const LARGE: usize = 512;
 
+/// Groups along the third dimension of a grid.
+const GRID: usize = 65_535;
+
 /// A body of `shaders/matmul.metal`.
 struct Body {
     /// The call up to its arguments.
@@ -49,10 +52,19 @@ pub(super) fn render(mut e: Emitter) -> Piece {
     if let Some((ty, len)) = body.block {
         e.line(format!("threadgroup {ty} block[{len}];"));
     }
+    let [mut across, down] = body.groups;
+    let mut products = gemm.products();
+    if products > GRID {
+        let tiles = e.fields.add("tiles", Field::Uint, Fill::Known(across as i64));
+        e.line(format!("const uint3 tile = uint3(group.x % {tiles}, group.y, group.x / {tiles});"));
+        (across, products) = (across * products, 1);
+    } else {
+        e.line("const uint3 tile = group;");
+    }
     let names: Vec<String> = e.buffers.iter().map(|(name, ..)| name.clone()).collect();
-    e.line(format!("const Epilogue epilogue = {{{}, &args, group.z}};", names.join(", ")));
+    e.line(format!("const Epilogue epilogue = {{{}, &args, tile.z}};", names.join(", ")));
     let index = e.index;
-    let batch = e.coordinates(&format!("{index}(group.z)"), "z", &gemm.batch);
+    let batch = e.coordinates(&format!("{index}(tile.z)"), "z", &gemm.batch);
     let start = |e: &mut Emitter, side: &str, operand: &Operand| {
         let reach = Reach { outer: operand.batch, inner: Dims::new(), offset: operand.offset };
         e.outer.clone_from(&batch);
@@ -62,9 +74,8 @@ pub(super) fn render(mut e: Emitter) -> Piece {
     };
     let (a_at, b_at) = (start(&mut e, "a", &gemm.a), start(&mut e, "b", &gemm.b));
     let block = if e.body.contains("threadgroup ") { "block, " } else { "" };
-    e.line(format!("{}({a} + ({a_at}), {b} + ({b_at}), {shape}, {block}epilogue, group, tid);", body.call));
-    let groups = [body.groups[0] as u32, body.groups[1] as u32, gemm.products() as u32];
-    e.piece("matmul", groups, body.threads as u32)
+    e.line(format!("{}({a} + ({a_at}), {b} + ({b_at}), {shape}, {block}epilogue, tile, tid);", body.call));
+    e.piece("matmul", [across as u32, down as u32, products as u32], body.threads as u32)
 }
 
 /// The statements of one element's epilogue; `row`, `column`, `sum` and `batch` are there.
@@ -194,8 +205,10 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
     }
     let value = |v: u32| &kernel.values[v as usize];
     let through = |mut v: u32| {
-        // What rounds only because the ops were written apart.
-        while let ValueOp::Cast { value: from } | ValueOp::Round { value: from } = value(v).op {
+        // What rounds to the product's dtype, since the ops were written apart, or widens.
+        while let ValueOp::Cast { value: from } | ValueOp::Round { value: from } = value(v).op
+            && (value(v).dtype == gemm.dtype || value(v).dtype == DType::F32)
+        {
             v = from;
         }
         v

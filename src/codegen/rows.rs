@@ -10,14 +10,18 @@ use crate::schedule::{Kernel, Level, Output, ValueOp};
 
 /// Elements of one value that a thread keeps in registers.
 const KEPT_ELEMENTS: usize = 32;
-/// Elements of all values that a thread keeps.
+/// Elements of all values that a thread keeps; of groups of 1,024, which get 64 registers a thread.
 const KEPT_REGISTERS: usize = 96;
+const KEPT_REGISTERS_1024: usize = 24;
 /// Rows from this length on are split where there are too few to keep the device busy.
 const LONG_ROW: usize = 1 << 15;
 /// Threads of a group, unless rows ask for more.
 const THREADS: usize = 256;
 /// Segments of a row, at most: what one team folds at once.
 const SEGMENTS: usize = 1024;
+
+/// Buffers that a dispatch binds, at most: Metal's limit.
+const MAX_BUFFERS: usize = 31;
 
 /// How threads share the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +174,7 @@ impl Form {
                 _ => (32, machine.threads.min(1024) / 32),
             };
             let form = Form { layout: Layout::Columns { lanes, slices }, ..whole };
-            return form.split(rows.div_ceil(lanes), n, slices * 16, machine);
+            return form.split(kernel, rows.div_ceil(lanes), n, slices * 16, machine);
         }
         let mut vector = packet(kernel, size);
         while kernel.inner.len() > 1 && kernel.inner.last().is_some_and(|e| e % vector != 0) {
@@ -181,7 +185,8 @@ impl Form {
         let each = (KEPT_ELEMENTS / vector).max(1);
         let fits = |threads: usize| {
             let chunks = packets.div_ceil(threads).next_power_of_two();
-            (chunks <= each && kept * chunks * vector <= KEPT_REGISTERS).then_some(chunks)
+            let room = if threads < 1024 { KEPT_REGISTERS } else { KEPT_REGISTERS_1024 };
+            (chunks <= each && kept * chunks * vector <= room).then_some(chunks)
         };
         let small = packets.next_power_of_two().min(32);
         let sizes = [small, 128, 256, 512, 1024];
@@ -195,11 +200,16 @@ impl Form {
             return Form { layout: Layout::Team { threads }, vector, ..whole };
         }
         let form = Form { layout: Layout::Team { threads: THREADS }, vector, ..whole };
-        form.split(rows, n, THREADS * vector, machine)
+        form.split(kernel, rows, n, THREADS * vector, machine)
     }
 
     /// Splits the rows in segments if `groups` of threads are too few; each a multiple of `step` long.
-    fn split(self, groups: usize, n: usize, step: usize, machine: &Machine) -> Form {
+    fn split(self, kernel: &Kernel, groups: usize, n: usize, step: usize, machine: &Machine) -> Form {
+        let folds = kernel.values.iter().filter(|v| matches!(v.op, ValueOp::Reduce { .. })).count();
+        // A buffer each for partial folds, and for the record of faults and the arguments.
+        if kernel.reads().len() + kernel.outputs.len() + folds + 2 > MAX_BUFFERS {
+            return self;
+        }
         let wanted = (machine.parallel_groups / groups.max(1)).min(SEGMENTS).min(n.div_ceil(2 * step));
         if wanted < 2 {
             return self;
@@ -282,44 +292,38 @@ impl Rows<'_> {
     fn opening(&self, e: &mut Emitter) -> (usize, usize) {
         let rows = self.kernel.rows();
         let (index, count) = (e.index, e.known("rows", rows as i64));
-        let shape = match self.form.layout {
-            Layout::Team { threads } if threads <= 32 => {
-                let teams = THREADS / threads;
-                if threads == 32 {
-                    e.line("const uint width = 32;");
-                } else {
-                    let width = e.fields.add("width", Field::Uint, Fill::Known(threads as i64));
-                    e.line(format!("const uint width = {width};"));
-                }
-                e.line(format!(
-                    "const {index} team = {index}(group.x) * {index}({THREADS} / width) + {index}(tid / width);"
-                ));
-                e.line("const uint lane = tid % width;");
-                e.line(format!("const bool live = team < {count};"));
-                e.line(format!("const {index} row = live ? team : {count} - 1;"));
-                e.line("const bool first = live && lane == 0;");
-                (rows.div_ceil(teams), THREADS)
+        let (place, groups, threads) = match self.form.layout {
+            Layout::Team { threads: 32 } => {
+                e.line("const uint width = 32;");
+                (
+                    format!("tl_team<{index}>(group.x, tid, width, {THREADS}, {count})"),
+                    rows.div_ceil(THREADS / 32),
+                    THREADS,
+                )
+            }
+            Layout::Team { threads } if threads < 32 => {
+                let width = e.fields.add("width", Field::Uint, Fill::Known(threads as i64));
+                e.line(format!("const uint width = {width};"));
+                let place = format!("tl_team<{index}>(group.x, tid, width, {THREADS}, {count})");
+                (place, rows.div_ceil(THREADS / threads), THREADS)
             }
             Layout::Team { threads } => {
-                e.line(format!("const {index} row = {index}(group.x);"));
-                e.line("const uint lane = tid;");
-                e.line("const bool live = true;");
-                e.line("const bool first = lane == 0;");
-                (rows, threads)
+                (format!("tl_team<{index}>(group.x, tid, {threads}, {threads}, {count})"), rows, threads)
             }
             Layout::Columns { lanes, slices } => {
-                e.line(format!("const {index} column = {index}(group.x) * {lanes} + {index}(tid % {lanes});"));
-                e.line(format!("const uint slice = tid / {lanes};"));
-                e.line(format!("const bool live = column < {count};"));
-                e.line(format!("const {index} row = live ? column : {count} - 1;"));
-                e.line("const bool first = live && slice == 0;");
-                (rows.div_ceil(lanes), lanes * slices)
+                let place = format!("tl_column<{index}>(group.x, tid, {lanes}, {count})");
+                (place, rows.div_ceil(lanes), lanes * slices)
             }
         };
+        e.line(format!("const TlTeam<{index}> team = {place};"));
+        e.line(format!("const {index} row = team.row;"));
+        e.line("const uint lane = team.lane;");
+        e.line("const bool live = team.live;");
+        e.line("const bool first = team.first;");
         if self.form.segments > 1 {
             e.line("const uint segment = group.y;");
         }
-        shape
+        (groups, threads)
     }
 
     /// Text that combines what the team's threads hold in `name`.
@@ -354,12 +358,12 @@ impl Rows<'_> {
         let scratch = e.bind(format!("partial{v}"), format!("device const {state}*"), Binding::Scratch(place, false));
         let segments = e.fields.add("segments", Field::Uint, Fill::Known(self.form.segments as i64));
         let rows = e.known("rows", self.kernel.rows() as i64);
-        let (from, step) = match self.form.layout {
-            Layout::Team { threads } => ("lane", threads),
-            Layout::Columns { slices, .. } => ("slice", slices),
+        let step = match self.form.layout {
+            Layout::Team { threads } => threads,
+            Layout::Columns { slices, .. } => slices,
         };
         e.line(format!("{state} f{v} = {functor}::empty();"));
-        e.line(format!("for (uint s = {from}; s < {segments}; s += {step}) {{"));
+        e.line(format!("for (uint s = lane; s < {segments}; s += {step}) {{"));
         let index = e.index;
         e.line(format!("f{v} = {functor}::both(f{v}, {scratch}[{index}(s) * {rows} + row]);"));
         e.line("}");
@@ -468,12 +472,12 @@ impl Rows<'_> {
         } else {
             (String::new(), n.clone())
         };
-        let (lane, step) = match form.layout {
-            Layout::Team { threads } if threads < 32 => ("lane", format!("{index}(width) * {vector}")),
-            Layout::Team { threads } => ("lane", (threads * vector).to_string()),
-            Layout::Columns { slices, .. } => ("slice", slices.to_string()),
+        let step = match form.layout {
+            Layout::Team { threads } if threads < 32 => format!("{index}(width) * {vector}"),
+            Layout::Team { threads } => (threads * vector).to_string(),
+            Layout::Columns { slices, .. } => slices.to_string(),
         };
-        let lane = if vector == 1 { format!("{index}({lane})") } else { format!("{index}({lane}) * {vector}") };
+        let lane = if vector == 1 { format!("{index}(lane)") } else { format!("{index}(lane) * {vector}") };
         let mut chunk = Chunk { vector, kept: "c".into(), ..Chunk::default() };
         if form.chunks > 0 {
             e.line(format!("for (uint c = 0; c < {}; ++c) {{", form.chunks));

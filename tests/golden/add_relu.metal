@@ -6,6 +6,7 @@ struct Args {
     int v1_at;
     int o0_at;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void map_add_relu(device const half* b0 [[buffer(0)]],
                          device const half* b1 [[buffer(1)]],
                          device half* b2 [[buffer(2)]],

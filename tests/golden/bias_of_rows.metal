@@ -10,6 +10,7 @@ struct Args {
     int o0_at;
     int o0_i0;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void map_add_gelu(device const float* b0 [[buffer(0)]],
                          device const float* b1 [[buffer(1)]],
                          device float* b2 [[buffer(2)]],

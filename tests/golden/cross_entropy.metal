@@ -16,6 +16,7 @@ struct Args {
     int v4_o0;
     int v0_at;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
                                 device atomic_uint* fault [[buffer(1)]],
                                 device const float* b2 [[buffer(2)]],
@@ -24,11 +25,11 @@ kernel void rows_eq_max_sub_exp(device const long* b0 [[buffer(0)]],
                                 uint3 group [[threadgroup_position_in_grid]],
                                 uint tid [[thread_index_in_threadgroup]]) {
     const uint width = args.width;
-    const int team = int(group.x) * int(256 / width) + int(tid / width);
-    const uint lane = tid % width;
-    const bool live = team < args.rows;
-    const int row = live ? team : args.rows - 1;
-    const bool first = live && lane == 0;
+    const TlTeam<int> team = tl_team<int>(group.x, tid, width, 256, args.rows);
+    const int row = team.row;
+    const uint lane = team.lane;
+    const bool live = team.live;
+    const bool first = team.first;
     const int r0 = row;
     uchar k3[4];
     float k4[4];
@@ -95,6 +96,7 @@ struct Args1 {
     float s15;
     int o0_at;
 };
+[[max_total_threads_per_threadgroup(1024)]]
 kernel void rows_eq_max_sub_exp_1(device const float* note14 [[buffer(0)]],
                                   device float* b1 [[buffer(1)]],
                                   constant Args1& args [[buffer(2)]],

@@ -10,6 +10,7 @@ struct Args {
     int o0_at;
     int o0_i0;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void map_gather(device const long* b0 [[buffer(0)]],
                        device atomic_uint* fault [[buffer(1)]],
                        device const half* b2 [[buffer(2)]],

@@ -17,6 +17,7 @@ struct Args {
     int o0_at;
     int o0_o0;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
                                  device const bfloat* b1 [[buffer(1)]],
                                  device const bfloat* b2 [[buffer(2)]],
@@ -25,10 +26,11 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
                                  uint3 group [[threadgroup_position_in_grid]],
                                  uint tid [[thread_index_in_threadgroup]]) {
     const uint width = 32;
-    const int team = int(group.x) * int(256 / width) + int(tid / width);
-    const uint lane = tid % width;
-    const bool live = team < args.rows;
-    const int row = live ? team : args.rows - 1;
+    const TlTeam<int> team = tl_team<int>(group.x, tid, width, 256, args.rows);
+    const int row = team.row;
+    const uint lane = team.lane;
+    const bool live = team.live;
+    const bool first = team.first;
     const int r0 = row;
     float k0[32];
     float k5[32];

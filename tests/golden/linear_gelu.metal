@@ -26,6 +26,7 @@ struct Epilogue {
         b3[args.o0_at + x0 * args.o0_i0 + x1] = half(v3);
     }
 };
+[[max_total_threads_per_threadgroup(128)]]
 kernel void matmul_add_gelu(device const half* b0 [[buffer(0)]],
                             device const half* b1 [[buffer(1)]],
                             device const half* b2 [[buffer(2)]],
@@ -34,8 +35,9 @@ kernel void matmul_add_gelu(device const half* b0 [[buffer(0)]],
                             uint3 group [[threadgroup_position_in_grid]],
                             uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
-    const Epilogue epilogue = {b0, b1, b2, b3, &args, group.z};
-    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, group, tid);
+    const uint3 tile = group;
+    const Epilogue epilogue = {b0, b1, b2, b3, &args, tile.z};
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, tile, tid);
 }
 // matmul_add_gelu: [2, 8, 1] groups of 128 threads
 

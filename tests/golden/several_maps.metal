@@ -11,6 +11,7 @@ struct Parts {
     uint count;
     uint first[114];
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void map_sqr_table(constant Parts& parts [[buffer(0)]],
                           uint3 place [[threadgroup_position_in_grid]],
                           uint tid [[thread_index_in_threadgroup]]) {

@@ -9,16 +9,18 @@ struct Args {
     int o0_at;
     int o0_o0;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
                                  device half* b1 [[buffer(1)]],
                                  constant Args& args [[buffer(2)]],
                                  uint3 group [[threadgroup_position_in_grid]],
                                  uint tid [[thread_index_in_threadgroup]]) {
     const uint width = 32;
-    const int team = int(group.x) * int(256 / width) + int(tid / width);
-    const uint lane = tid % width;
-    const bool live = team < args.rows;
-    const int row = live ? team : args.rows - 1;
+    const TlTeam<int> team = tl_team<int>(group.x, tid, width, 256, args.rows);
+    const int row = team.row;
+    const uint lane = team.lane;
+    const bool live = team.live;
+    const bool first = team.first;
     const int r0 = row;
     float k0[32];
     float k4[32];

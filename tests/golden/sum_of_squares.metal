@@ -7,6 +7,7 @@ struct Args {
     int v0_at;
     int v1_at;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void rows_sub_sqr_sum(device const float* b0 [[buffer(0)]],
                              device const float* b1 [[buffer(1)]],
                              device float* partial4 [[buffer(2)]],
@@ -14,10 +15,11 @@ kernel void rows_sub_sqr_sum(device const float* b0 [[buffer(0)]],
                              uint3 group [[threadgroup_position_in_grid]],
                              uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[32];
-    const int row = int(group.x);
-    const uint lane = tid;
-    const bool live = true;
-    const bool first = lane == 0;
+    const TlTeam<int> team = tl_team<int>(group.x, tid, 256, 256, args.rows);
+    const int row = team.row;
+    const uint lane = team.lane;
+    const bool live = team.live;
+    const bool first = team.first;
     const uint segment = group.y;
     float f4 = TlSum<float>::empty();
     const int end1 = min(args.n, (int(segment) + 1) * args.segment_len);
@@ -44,15 +46,18 @@ struct Args1 {
     uint segments;
     int o0_at;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void rows_sub_sqr_sum_1(device const float* partial4 [[buffer(0)]],
                                device float* b1 [[buffer(1)]],
                                constant Args1& args [[buffer(2)]],
                                uint3 group [[threadgroup_position_in_grid]],
                                uint tid [[thread_index_in_threadgroup]]) {
     threadgroup float team_float[32];
-    const int row = int(group.x);
-    const uint lane = tid;
-    const bool first = lane == 0;
+    const TlTeam<int> team = tl_team<int>(group.x, tid, 256, 256, args.rows);
+    const int row = team.row;
+    const uint lane = team.lane;
+    const bool live = team.live;
+    const bool first = team.first;
     const uint segment = group.y;
     float f4 = TlSum<float>::empty();
     for (uint s = lane; s < args.segments; s += 256) {

@@ -15,6 +15,7 @@ struct Epilogue {
         out[long(row) * args.row_step + long(column) * args.column_step] = float(sum);
     }
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void scatter_rows(device const float* b0 [[buffer(0)]],
                          device const long* b1 [[buffer(1)]],
                          device float* b2 [[buffer(2)]],
@@ -40,6 +41,7 @@ struct Args {
     int v1_at;
     int o0_at;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void map_add(device const float* b0 [[buffer(0)]],
                     device const float* b1 [[buffer(1)]],
                     device float* b2 [[buffer(2)]],

@@ -8,6 +8,7 @@ struct Args {
     int o0_at;
     int o0_i0;
 };
+[[max_total_threads_per_threadgroup(256)]]
 kernel void tiles_mul(device const half* b0 [[buffer(0)]],
                       device half* b1 [[buffer(1)]],
                       constant Args& args [[buffer(2)]],

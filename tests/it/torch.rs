@@ -157,7 +157,7 @@ fn second_derivatives(device: &Device) {
         let a = arguments(&file, &case, device);
         let y = forward(&case, &a).unwrap();
         let first = grad_with(&y, &put(&file[&format!("{case}/seed")], device), &[&a["x"]], true).unwrap();
-        let along = first[0].mul(&put(&file[&format!("{case}/v")], device)).unwrap().sum_all().unwrap();
+        let along = first[0].mul(put(&file[&format!("{case}/v")], device)).unwrap().sum_all().unwrap();
         let second = grad(&along, &[&a["x"]], false).unwrap();
         assert_close(&format!("{case}/hvp"), &second[0], &file[&format!("{case}/hvp")], tolerance(device, 1e-11));
     }

@@ -100,6 +100,28 @@ impl Program {
         Program(codegen::render(&kernels, machine, dtype).into_iter().map(|r| Step::Kernels(Kernels::new(r))).collect())
     }
 
+    /// Sees to it that the pool has the scratch memory of a run: once a plan has begun to write over what nobody
+    /// will read again, it must not fail for want of memory.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn reserve(&self, gpu: &Gpu) -> Result<()> {
+        let own = |kernels: &Kernels| kernels.rendered.scratch.clone();
+        for step in &self.0 {
+            let sizes = match step {
+                Step::Kernels(kernels) => own(kernels),
+                Step::Product(product) => {
+                    let mut sizes = own(&product.otherwise);
+                    sizes.extend(product.then.iter().flat_map(own));
+                    sizes.extend(product.then.iter().map(|_| product.sums()));
+                    sizes
+                }
+            };
+            sizes.into_iter().map(|bytes| Storage::new(&gpu.pool, bytes)).collect::<Result<Vec<_>>>()?;
+        }
+        Ok(())
+    }
+
     /// Submits the launch.
     ///
     /// # Errors
@@ -237,10 +259,15 @@ impl Product {
         Some((gemm, epilogue, Some(then)))
     }
 
+    /// Bytes of the product's sums.
+    fn sums(&self) -> usize {
+        self.gemm.m * self.gemm.n * self.gemm.products() * size_of::<f32>()
+    }
+
     fn run(&self, gpu: &Gpu, bindings: &Bindings) -> Result<()> {
         let Product { gemm, epilogue, then, otherwise } = self;
         let sums = match then {
-            Some(_) => Some(Storage::new(&gpu.pool, gemm.m * gemm.n * gemm.products() * 4)?),
+            Some(_) => Some(Storage::new(&gpu.pool, self.sums())?),
             None => None,
         };
         let matrix = |operand: &Operand| -> Result<(Bound, Matrix)> {

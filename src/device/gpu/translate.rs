@@ -24,7 +24,8 @@ pub(crate) enum Target {
 /// Says what in the source strays from the convention.
 pub(crate) fn translate(source: &str, target: Target) -> Result<String, String> {
     let tokens = tokens(source)?;
-    let mut translator = Translator { tokens: &tokens, target, at: 0, out: String::new(), entries: String::new() };
+    let mut translator =
+        Translator { tokens: &tokens, bound: None, target, at: 0, out: String::new(), entries: String::new() };
     translator.run()?;
     let Translator { mut out, entries, .. } = translator;
     out.push_str(&entries);
@@ -98,8 +99,13 @@ const POSITIONS: [(&str, bool); 5] = [
     ("simdgroup_index_in_threadgroup", false),
 ];
 
+/// The attribute with the most threads that a group of the kernel has.
+const THREADS: &str = "max_total_threads_per_threadgroup";
+
 struct Translator<'a> {
     tokens: &'a [&'a str],
+    /// Of the next kernel.
+    bound: Option<u32>,
     target: Target,
     at: usize,
     out: String,
@@ -112,9 +118,24 @@ impl<'a> Translator<'a> {
         while let Some(&token) = self.tokens.get(self.at) {
             match token {
                 "kernel" => self.kernel()?,
+                "[" if self.peek(2) == Some(THREADS) => self.threads()?,
                 "#" if self.peek(1) == Some("include") => self.include()?,
                 _ => self.plain(),
             }
+        }
+        Ok(())
+    }
+
+    /// Takes in `[[max_total_threads_per_threadgroup(n)]]`, which stands before a kernel.
+    fn threads(&mut self) -> Result<(), String> {
+        let words: Vec<&str> = (0..8).filter_map(|n| self.peek(n)).collect();
+        let ["[", "[", THREADS, "(", count, ")", "]", "]"] = words[..] else {
+            return Err(format!("expected [[{THREADS}(n)]]"));
+        };
+        self.bound = Some(count.parse().map_err(|_| format!("{THREADS}({count}): not a number"))?);
+        for _ in 0..words.len() {
+            let blanks = self.tokens[self.at..].iter().take_while(|t| is_blank(t)).count();
+            self.at += blanks + 1;
         }
         Ok(())
     }
@@ -228,7 +249,8 @@ impl<'a> Translator<'a> {
                     Kind::Args => Some(format!("const __grid_constant__ {ty} {name}")),
                     Kind::Position(_) => None,
                 });
-                self.out += &format!("extern \"C\" __global__ void {name}({declared}) {{");
+                let bound = self.bound.take().map_or(String::new(), |threads| format!("__launch_bounds__({threads}) "));
+                self.out += &format!("extern \"C\" __global__ void {bound}{name}({declared}) {{");
                 for Parameter { ty, name, kind } in parameters {
                     if let Kind::Position(attribute) = kind {
                         let value = position(attribute, ty, &format!("tl_{attribute}()"));

@@ -6,6 +6,7 @@ struct Pointers { device half* a; device half* b; int n; };
 constant constexpr uint LANES = 32;
 constant constexpr float LOWEST = -INFINITY;
 
+[[max_total_threads_per_threadgroup(256)]]
 kernel void twice(device const half* b0 [[buffer(0)]],
                   device half* b1 [[buffer(1)]],
                   constant Args& args [[buffer(2)]],

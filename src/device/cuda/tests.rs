@@ -38,6 +38,17 @@ fn all_names_compile() {
     }
 }
 
+/// Those in the folder that the environment's `TL_SOURCES` names, where the golden tests of code generation put them.
+#[test]
+fn generated_kernels_compile() {
+    let (Some(compiler), Some(folder)) = (compiler(), std::env::var_os("TL_SOURCES")) else { return };
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let source = std::fs::read_to_string(&path).unwrap();
+        compiler.compile_for(&source, "sm_90a").unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
 #[test]
 fn the_compilers_words_come_back() {
     let Some(compiler) = compiler() else { return };

@@ -210,7 +210,6 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> 
     match (&compiled.programs, &device.0) {
         (Programs::Cpu(programs), _) => run_on_cpu(plan, programs, snapshot, &slots, &mut memory)?,
         (Programs::Gpu { launches, can_fault }, Kind::Gpu(gpu)) => {
-            launches.iter().try_for_each(|launch| launch.reserve(gpu))?;
             let watch = gpu.watch(*can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
             let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
             let verdict = watch.map(|watch| gpu.finish(watch));
@@ -303,8 +302,10 @@ fn run_on_gpu(
         let node = &snapshot.entries[node as usize].node;
         FaultSite { op: node.op.name(), site: node.site, limit }
     };
-    for (step, launch) in plan.steps.iter().zip(launches) {
+    let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<Vec<_>>>()?;
+    for ((step, launch), reserved) in plan.steps.iter().zip(launches).zip(reserved) {
         memory.provide(step, slots);
+        drop(reserved);
         let storage = |node: u32| memory.of(node);
         launch.run(gpu, &Bindings { storage: &storage, params: &params, site: &site, watch })?;
     }

@@ -547,13 +547,14 @@ fn conversion(x: &str, from: DType, to: DType) -> String {
 
 /// Whether some position, or a number of elements, needs more than 31 bits.
 fn is_large(kernel: &Kernel) -> bool {
-    const LIMIT: i128 = i32::MAX as i128 - (1 << 20);
+    const LIMIT: i128 = i32::MAX as i128 - (1 << 22);
     let span = |extents: &[usize], strides: &[isize]| -> i128 {
         extents.iter().zip(strides).map(|(&e, &s)| e as i128 * (s as i128).abs()).sum()
     };
-    let far = |reach: &Reach| {
-        (reach.offset as i128).abs() + span(&kernel.outer, &reach.outer) + span(&kernel.inner, &reach.inner) > LIMIT
+    let extent = |reach: &Reach| {
+        (reach.offset as i128).abs() + span(&kernel.outer, &reach.outer) + span(&kernel.inner, &reach.inner)
     };
+    let far = |reach: &Reach| extent(reach) > LIMIT;
     let of_product = kernel.gemm.as_ref().is_some_and(|g| {
         let side = |o: &Operand, lines: usize, line: isize, depth: isize| {
             let inside = span(&[lines, g.k], &[line, depth]) + span(&g.batch, &o.batch);
@@ -574,7 +575,7 @@ fn is_large(kernel: &Kernel) -> bool {
         || kernel.values.iter().any(|v| match &v.op {
             ValueOp::Load { reach, .. } | ValueOp::Padded { reach, .. } | ValueOp::Index { reach } => far(reach),
             ValueOp::Gather { reach, stride, limit, .. } => {
-                far(reach) || (*stride as i128).abs() * *limit as i128 > LIMIT
+                extent(reach) + (*stride as i128).abs() * *limit as i128 > LIMIT
             }
             _ => false,
         })

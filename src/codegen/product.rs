@@ -13,7 +13,7 @@ const SIMT_THREADS: usize = 256;
 /// Sizes from which on tiles of 128 pay, if there are enough of them.
 const LARGE: usize = 512;
 
-/// Groups along the third dimension of a grid.
+/// Groups along the second and third dimension of a grid.
 const GRID: usize = 65_535;
 
 /// A body of `shaders/matmul.metal`.
@@ -52,12 +52,13 @@ pub(super) fn render(mut e: Emitter) -> Piece {
     if let Some((ty, len)) = body.block {
         e.line(format!("threadgroup {ty} block[{len}];"));
     }
-    let [mut across, down] = body.groups;
+    let [mut across, mut down] = body.groups;
     let mut products = gemm.products();
-    if products > GRID {
-        let tiles = e.fields.add("tiles", Field::Uint, Fill::Known(across as i64));
-        e.line(format!("const uint3 tile = uint3(group.x % {tiles}, group.y, group.x / {tiles});"));
-        (across, products) = (across * products, 1);
+    if products > GRID || down > GRID {
+        let x = e.fields.add("across", Field::Uint, Fill::Known(across as i64));
+        let y = e.fields.add("down", Field::Uint, Fill::Known(down as i64));
+        e.line(format!("const uint3 tile = uint3(group.x % {x}, group.x / {x} % {y}, group.x / {x} / {y});"));
+        (across, down, products) = (across * down * products, 1, 1);
     } else {
         e.line("const uint3 tile = group;");
     }
@@ -215,7 +216,8 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
     };
     let mut at = through(output.value);
     let mut epilogue = LibraryEpilogue { bias: None, activation: None, output: output.node, dtype: output.dtype };
-    if let ValueOp::Elementwise { op: op @ (Elementwise::Relu | Elementwise::Gelu), operands } = value(at).op {
+    // Libraries may drop a NaN in their relu.
+    if let ValueOp::Elementwise { op: op @ Elementwise::Gelu, operands } = value(at).op {
         epilogue.activation = Some(op);
         at = through(operands[0]);
     }

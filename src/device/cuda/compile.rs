@@ -5,7 +5,7 @@ use crate::device::gpu::translate::{Target, translate};
 use std::ffi::{CString, c_char, c_int};
 
 /// The names of `<metal_stdlib>`, its matrices last: reading those costs no time that could be measured.
-const PRELUDE: &str =
+pub(super) const PRELUDE: &str =
     concat!(include_str!("../../../shaders/prelude/cuda.h"), include_str!("../../../shaders/prelude/cuda_matrix.h"));
 
 /// NVRTC.

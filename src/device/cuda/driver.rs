@@ -1,7 +1,7 @@
 //! The driver: one context, one stream.
 
 use super::api::{self, Failure};
-use super::compile::Compiler;
+use super::compile::{Compiler, PRELUDE};
 use super::cublaslt::{CublasLt, WORKSPACE};
 use super::event::{Event, Tickets};
 use super::staging::Staging;
@@ -9,11 +9,10 @@ use crate::device::DeviceInfo;
 use crate::device::gpu::driver::{
     Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket,
 };
+use crate::device::gpu::translate::fingerprint;
 use rustc_hash::FxHashMap;
-use std::cell::Cell;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,8 +66,6 @@ struct Context {
     driver: &'static api::Driver,
     device: c_int,
     handle: usize,
-    /// Different for each: a handle may come back.
-    id: u64,
 }
 
 impl Context {
@@ -76,18 +73,14 @@ impl Context {
         let mut handle = 0;
         // SAFETY: a place for a handle.
         unsafe { driver.cuDevicePrimaryCtxRetain(&raw mut handle, device) }?;
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        Ok(Context { driver, device, handle, id: LAST.fetch_add(1, Ordering::Relaxed) + 1 })
+        Ok(Context { driver, device, handle })
     }
 
     /// Makes this the calling thread's context, in which most calls work.
     fn enter(&self) -> Result<&'static api::Driver, Failure> {
-        thread_local!(static CURRENT: Cell<u64> = const { Cell::new(0) });
-        if CURRENT.get() != self.id {
-            // SAFETY: the context is alive.
-            unsafe { self.driver.cuCtxSetCurrent(self.handle) }?;
-            CURRENT.set(self.id);
-        }
+        // Each time: another library may have changed it on this thread.
+        // SAFETY: the context is alive.
+        unsafe { self.driver.cuCtxSetCurrent(self.handle) }?;
         Ok(self.driver)
     }
 }
@@ -325,7 +318,7 @@ impl Driver for Cuda {
     }
 
     fn compiler(&self) -> String {
-        format!("{} {}", self.compiler.name(), self.chip)
+        format!("{} {} {:016x}", self.compiler.name(), self.chip, fingerprint(PRELUDE))
     }
 
     fn compile(&self, source: &str) -> DriverResult<Vec<u8>> {

@@ -209,15 +209,19 @@ impl Faults {
         };
         let mut bytes = vec![0; extent * RECORD];
         if let Some(address) = self.records.get().and_then(Storage::address).filter(|_| extent > 0) {
-            queue.drain()?;
-            queue.read(address, 0, &mut bytes)?;
+            let read = queue.drain().and_then(|_| queue.read(address, 0, &mut bytes));
+            if read.is_err() {
+                // Nothing is known of them yet; others may have come meanwhile.
+                lock(&self.state).pending.splice(..0, pending);
+                return read;
+            }
         }
         let (records, _) = bytes.as_chunks::<RECORD>();
-        for pending in pending {
+        let settled = pending.into_iter().map(|pending| {
             let record = pending.record.map(|slot| (slot, records[slot as usize]));
-            self.settle(queue, pending, record)?;
-        }
-        Ok(())
+            self.settle(queue, pending, record)
+        });
+        settled.fold(Ok(()), Result::and)
     }
 
     fn settle(&self, queue: &Queue, pending: Pending, record: Option<(u32, [u8; RECORD])>) -> Result<()> {

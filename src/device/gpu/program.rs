@@ -75,9 +75,22 @@ impl Program {
         let programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, &machine, dtype)).collect();
         let needed = programs.iter().flat_map(|program| &program.0).flat_map(|step| match step {
             Step::Kernels(kernels) => kernels.entries(),
-            Step::Product(product) => product.then.as_ref().map_or(Vec::new(), Kernels::entries),
+            Step::Product(product) => {
+                let then = product.then.as_ref().map_or(Vec::new(), Kernels::entries);
+                [then, product.otherwise.entries()].concat()
+            }
         });
         gpu.prepare(&needed.collect::<Vec<_>>())?;
+        // Once a plan has begun nothing may fail: see `engine::run`.
+        for step in programs.iter().flat_map(|program| &program.0) {
+            match step {
+                Step::Kernels(kernels) => drop(kernels.functions(gpu)?),
+                Step::Product(product) => {
+                    product.otherwise.functions(gpu)?;
+                    product.then.iter().try_for_each(|then| then.functions(gpu).map(drop))?;
+                }
+            }
+        }
         Ok(programs)
     }
 
@@ -88,7 +101,9 @@ impl Program {
             ([kernel], [_]) if gpu.has_library() => Product::plan(kernel, machine, dtype),
             _ => None,
         };
-        if let (Some((gemm, epilogue, then)), Some(own)) = (product, rendered.pop()) {
+        if let Some((gemm, epilogue, then)) = product
+            && let Some(own) = rendered.pop()
+        {
             let then = then.map(Kernels::new);
             return Program(vec![Step::Product(Box::new(Product {
                 gemm,
@@ -97,15 +112,16 @@ impl Program {
                 otherwise: Kernels::new(own),
             }))]);
         }
-        Program(codegen::render(&kernels, machine, dtype).into_iter().map(|r| Step::Kernels(Kernels::new(r))).collect())
+        Program(rendered.into_iter().map(|rendered| Step::Kernels(Kernels::new(rendered))).collect())
     }
 
-    /// Sees to it that the pool has the scratch memory of a run: once a plan has begun to write over what nobody
-    /// will read again, it must not fail for want of memory.
+    /// Memory as [`Program::run`] will ask the pool for. Whoever holds it until then sees to it that a plan that has
+    /// begun to write over what nobody will read again does not fail for want of memory.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn reserve(&self, gpu: &Gpu) -> Result<()> {
+    pub fn reserve(&self, gpu: &Gpu) -> Result<Vec<Storage>> {
+        let mut held = Vec::new();
         let own = |kernels: &Kernels| kernels.rendered.scratch.clone();
         for step in &self.0 {
             let sizes = match step {
@@ -117,9 +133,11 @@ impl Program {
                     sizes
                 }
             };
-            sizes.into_iter().map(|bytes| Storage::new(&gpu.pool, bytes)).collect::<Result<Vec<_>>>()?;
+            for bytes in sizes {
+                held.push(Storage::new(&gpu.pool, bytes)?);
+            }
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Submits the launch.
@@ -243,7 +261,7 @@ impl Product {
         dtype: &dyn Fn(u32) -> DType,
     ) -> Option<(Gemm, LibraryEpilogue, Option<Rendered>)> {
         let gemm = kernel.gemm.clone()?;
-        let work = gemm.m * gemm.n * gemm.k * gemm.products();
+        let work = [gemm.n, gemm.k, gemm.products()].into_iter().fold(gemm.m, usize::saturating_mul);
         let float = matches!(gemm.dtype, DType::F16 | DType::BF16 | DType::F32);
         if !float || gemm.batch.len() > 1 || gemm.m.min(gemm.n) <= 4 || work < LIBRARY_WORK {
             return None;

@@ -74,6 +74,15 @@ fn tokens(source: &str) -> Result<Vec<&str>, String> {
     Ok(tokens)
 }
 
+/// Tells apart what compilers are handed for the same source: by a prelude, and by this translation. For the keys
+/// of compiled kernels.
+pub(crate) fn fingerprint(prelude: &str) -> u64 {
+    let texts = [prelude, include_str!("translate.rs")];
+    // FNV-1a.
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    texts.iter().flat_map(|text| text.bytes()).fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 /// A parameter of a kernel.
 struct Parameter {
     /// Without address space, pointer or reference: `const half`, `Args`, `uint3`.

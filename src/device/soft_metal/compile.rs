@@ -1,7 +1,7 @@
 //! The host's C++ compiler as the kernels' compiler, and libraries of kernels brought into the process.
 
 use super::hooks::{Context, RUNTIME, Runtime};
-use crate::device::gpu::translate::{Target, translate};
+use crate::device::gpu::translate::{Target, fingerprint, translate};
 use std::ffi::{OsString, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,7 +88,8 @@ impl Compiler {
 
     /// The compiler's name, as the key of a cache has it.
     pub fn name(&self) -> String {
-        format!("soft-metal {}", self.version)
+        let texts = [fingerprint(PRELUDE), fingerprint(MATRIX), fingerprint(HOOKS)];
+        format!("soft-metal {} {texts:x?} {KERNEL_FLAGS:?}", self.version)
     }
 
     /// The shared library of a source in Metal Shading Language.

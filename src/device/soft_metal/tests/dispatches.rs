@@ -206,8 +206,8 @@ fn traffic_and_time_are_counted() {
     bench.dispatch(function, 2, 32, &[a, b, record], &[50]);
     let end = bench.device.mark().unwrap();
     expect("traffic", &bench.found(), None);
-    let moved = |(loaded, stored)| AllocationTraffic { bytes: 256, loaded, stored };
-    let allocations = [(200, 0), (0, 200), (0, 32 * 4)].map(moved).to_vec();
+    let moved = |(bytes, loaded, stored)| AllocationTraffic { bytes, loaded, stored };
+    let allocations = [(256, 200, 0), (256, 0, 200), (16, 0, 32 * 4)].map(moved).to_vec();
     assert_eq!(bench.device.take_traffic(), [Traffic { name: "test".into(), allocations }]);
     assert!(bench.device.elapsed(start, end).unwrap() > Duration::ZERO);
 }

@@ -15,6 +15,7 @@ on_every_device! {
     reshape_infers_a_size,
     flatten_joins_dimensions,
     elements_are_read_in_every_form,
+    transposes_share_a_launch,
     parts_join,
     equal_shapes_stack,
     parts_split,
@@ -278,6 +279,19 @@ fn joined(parts: &[Array], dim: usize) -> Array {
         part.values[position(&part.dims, &index)]
     };
     Array::new(parts[0].dtype, &dims, indices(&dims).map(value).collect())
+}
+
+/// Some fill one row of tiles, some several.
+fn transposes_share_a_launch(device: &Device) {
+    let arrays = [[50, 100], [100, 200], [200, 70], [33, 500]].map(|dims| Array::wild(DType::F16, &dims, 3));
+    let turned = arrays.each_ref().map(|array| -array.upload(device).t().unwrap());
+    tensorlogic::eval(&turned.each_ref().map(|result| result.as_ref().unwrap())).unwrap();
+    for (array, got) in arrays.iter().zip(turned) {
+        let [rows, columns] = array.dims[..] else { panic!("a matrix") };
+        let at = |i: usize| Value::Float(-array.values[i % rows * columns + i / rows].float());
+        let want = Array::new(DType::F16, &[columns, rows], (0..rows * columns).map(at).collect());
+        assert_equal(format!("{rows} by {columns}"), got, &want);
+    }
 }
 
 fn parts_join(device: &Device) {

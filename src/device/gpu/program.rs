@@ -73,24 +73,11 @@ impl Program {
             matrix_units: limits.matrix_units,
         };
         let programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, &machine, dtype)).collect();
-        let needed = programs.iter().flat_map(|program| &program.0).flat_map(|step| match step {
-            Step::Kernels(kernels) => kernels.entries(),
-            Step::Product(product) => {
-                let then = product.then.as_ref().map_or(Vec::new(), Kernels::entries);
-                [then, product.otherwise.entries()].concat()
-            }
-        });
-        gpu.prepare(&needed.collect::<Vec<_>>())?;
+        let all = || programs.iter().flat_map(|program| &program.0).flat_map(Step::kernels);
+        all().try_for_each(|kernels| kernels.check(gpu))?;
+        gpu.prepare(&all().flat_map(Kernels::entries).collect::<Vec<_>>())?;
         // Once a plan has begun nothing may fail: see `engine::run`.
-        for step in programs.iter().flat_map(|program| &program.0) {
-            match step {
-                Step::Kernels(kernels) => drop(kernels.functions(gpu)?),
-                Step::Product(product) => {
-                    product.otherwise.functions(gpu)?;
-                    product.then.iter().try_for_each(|then| then.functions(gpu).map(drop))?;
-                }
-            }
-        }
+        all().try_for_each(|kernels| kernels.functions(gpu).map(drop))?;
         Ok(programs)
     }
 
@@ -155,7 +142,36 @@ impl Program {
     }
 }
 
+impl Step {
+    fn kernels(&self) -> Vec<&Kernels> {
+        match self {
+            Step::Kernels(kernels) => vec![kernels],
+            Step::Product(product) => [&product.otherwise].into_iter().chain(&product.then).collect(),
+        }
+    }
+}
+
 impl Kernels {
+    /// Whether the device takes the calls at all.
+    ///
+    /// # Errors
+    /// [`Error::DeviceFailed`] that names what is too much.
+    fn check(&self, gpu: &Gpu) -> Result<()> {
+        let limits = gpu.limits();
+        for call in &self.rendered.calls {
+            let (buffers, bytes) = (call.buffers.len() + usize::from(!call.args.is_empty()), call.args.len());
+            if buffers > limits.buffers || bytes > limits.argument_bytes {
+                let reason = format!(
+                    "{} takes {buffers} buffers and {bytes} bytes of arguments, of {} and {}; evaluate a part of the \
+                     graph first",
+                    call.name, limits.buffers, limits.argument_bytes
+                );
+                return Err(Error::DeviceFailed { device: gpu.name.clone(), op: "binding a kernel", reason });
+            }
+        }
+        Ok(())
+    }
+
     fn new(rendered: Rendered) -> Kernels {
         Kernels { rendered, functions: OnceLock::new() }
     }

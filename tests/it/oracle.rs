@@ -24,7 +24,11 @@ pub(crate) use on_every_device;
 /// Every device there is, or those that the environment's `TL_DEVICES` lists by name.
 pub(crate) fn devices() -> Vec<tensorlogic::Device> {
     let mut devices = tensorlogic::Device::enumerate();
+    let is_there = |name: &str| devices.iter().any(|device| device.name() == name);
+    assert!(is_there("soft-metal") || cfg!(not(feature = "soft-metal")), "soft Metal is built in, but does not open");
     if let Ok(names) = std::env::var("TL_DEVICES") {
+        // A test on a device that is not there would pass.
+        names.split(',').for_each(|name| assert!(is_there(name), "there is no device {name}"));
         devices.retain(|device| names.split(',').any(|name| name == device.name()));
     }
     devices

@@ -8,19 +8,7 @@ inline uint tl_cuda_lane() { return threadIdx.x & 31; }
 // A pair of narrow floats as the register that it is.
 template <class T> inline uint tl_pair(T low, T high) { return uint(low.bits) | uint(high.bits) << 16; }
 
-// ---- simdgroup_matrix: a lane holds two neighbours of a row, as mma.sync has them.
-
-template <class T, int COLUMNS, int ROWS> struct simdgroup_matrix {
-    static_assert(COLUMNS == 8 && ROWS == 8, "matrices are 8 by 8");
-    T elements[2];
-};
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-
-template <class T, int COLUMNS, int ROWS> inline simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T x) {
-    return {{x, x}};
-}
+// ---- simdgroup_matrix (matrix.h): the neighbours that a lane holds are those that mma.sync gives it.
 
 template <class T>
 inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& to, const T* from, ulong row_elements = 8, ulong2 = ulong2(0, 0),

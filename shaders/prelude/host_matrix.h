@@ -1,22 +1,10 @@
 // simdgroup_matrix for host C++, behind host.h: a lane holds two neighbours of a row, as on Apple's chips up to the M4
 // (kernels must not know), and a product exchanges them all.
 
-template <class T, int COLUMNS, int ROWS> struct simdgroup_matrix {
-    static_assert(COLUMNS == 8 && ROWS == 8, "matrices are 8 by 8");
-    T elements[2];
-};
-typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
-typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
-
 // Where a lane's first element is, and the lane of an element.
 inline uint tl_matrix_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
 inline uint tl_matrix_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
 inline uint tl_matrix_lane(uint row, uint column) { return ((row & 4) | (column >> 1 & 2)) * 4 + row % 4 * 2 + (column >> 1 & 1); }
-
-template <class T, int COLUMNS, int ROWS> inline simdgroup_matrix<T, COLUMNS, ROWS> make_filled_simdgroup_matrix(T x) {
-    return {{x, x}};
-}
 
 template <class T>
 inline void simdgroup_load(simdgroup_matrix<T, 8, 8>& to, const T* from, ulong row_elements = 8, ulong2 = ulong2(0, 0),

@@ -5,8 +5,11 @@ use crate::device::gpu::translate::{Target, translate};
 use std::ffi::{CString, c_char, c_int};
 
 /// The names of `<metal_stdlib>`, its matrices last: reading those costs no time that could be measured.
-pub(super) const PRELUDE: &str =
-    concat!(include_str!("../../../shaders/prelude/cuda.h"), include_str!("../../../shaders/prelude/cuda_matrix.h"));
+pub(super) const PRELUDE: &str = concat!(
+    include_str!("../../../shaders/prelude/cuda.h"),
+    include_str!("../../../shaders/prelude/matrix.h"),
+    include_str!("../../../shaders/prelude/cuda_matrix.h")
+);
 
 /// NVRTC.
 pub(super) struct Compiler {

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const PRELUDE: &str = include_str!("../../../shaders/prelude/host.h");
-const MATRIX: &str = include_str!("../../../shaders/prelude/host_matrix.h");
+const MATRIX: &str =
+    concat!(include_str!("../../../shaders/prelude/matrix.h"), include_str!("../../../shaders/prelude/host_matrix.h"));
 const HOOKS: &str = include_str!("../../../shaders/prelude/host_hooks.cpp");
 
 /// What messages call a kernel's source.

@@ -82,6 +82,14 @@ impl DType {
         }
     }
 
+    /// What a kernel holds while it computes on this dtype: as [`DType::compute`], and u8 for bool.
+    pub(crate) const fn held(self) -> DType {
+        match self {
+            DType::Bool => DType::U8,
+            other => other.compute(),
+        }
+    }
+
     /// The dtype of a sum: i64 for integers and bool, else itself.
     pub const fn sum(self) -> DType {
         if self.is_float() { self } else { DType::I64 }

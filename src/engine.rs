@@ -1,6 +1,6 @@
 //! Layer 5: where the compiler meets the device. Snapshot, verify, plan, compile, run.
 
-use crate::device::cpu::{self, Fault};
+use crate::device::cpu;
 use crate::device::gpu::faults::{FaultSite, Watch};
 use crate::device::gpu::program::Bindings;
 use crate::device::gpu::{self, Gpu, queue};
@@ -283,7 +283,8 @@ fn run_on_cpu(
             program.buffers.iter().map(|&node| memory.of(node)?.host()).collect::<Result<Vec<_>>>()
         };
         let parts = programs.iter().map(|p| Ok((p, buffers(p)?))).collect::<Result<Vec<_>>>()?;
-        cpu::launch(&parts, &params).map_err(|fault| out_of_range(&fault, snapshot))?;
+        cpu::launch(&parts, &params)
+            .map_err(|fault| fault_site(snapshot, fault.node, fault.limit).error(fault.index))?;
     }
     Ok(())
 }
@@ -298,10 +299,7 @@ fn run_on_gpu(
     watch: Option<&Watch>,
 ) -> Result<()> {
     let params = snapshot.params();
-    let site = |node: u32, limit: usize| {
-        let node = &snapshot.entries[node as usize].node;
-        FaultSite { op: node.op.name(), site: node.site, limit }
-    };
+    let site = |node: u32, limit: usize| fault_site(snapshot, node, limit);
     let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<Vec<_>>>()?;
     for ((step, launch), reserved) in plan.steps.iter().zip(launches).zip(reserved) {
         memory.provide(step, slots);
@@ -316,7 +314,8 @@ fn allocate(device: &Device, sizes: &[usize]) -> Result<Vec<Arc<Storage>>> {
     sizes.iter().map(|&bytes| Ok(Arc::new(Storage::new(device.buffer_pool(), bytes)?))).collect()
 }
 
-fn out_of_range(fault: &Fault, snapshot: &Snapshot) -> Error {
-    let node = &snapshot.entries[fault.node as usize].node;
-    Error::IndexOutOfRange { op: node.op.name(), index: fault.index, size: fault.limit, site: node.site.to_string() }
+/// Where a node's index that is not below a limit was asked for.
+fn fault_site(snapshot: &Snapshot, node: u32, limit: usize) -> FaultSite {
+    let node = &snapshot.entries[node as usize].node;
+    FaultSite { op: node.op.name(), site: node.site, limit }
 }

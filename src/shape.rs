@@ -104,6 +104,17 @@ impl<T: std::fmt::Debug> std::fmt::Debug for Dims<T> {
 /// Elements to step for one step along each dimension; 0 repeats, negative walks backwards.
 pub type Strides = Dims<isize>;
 
+/// Strides that walk loops of these extents straight on, in row-major order.
+pub(crate) fn contiguous_strides(extents: &[usize]) -> Strides {
+    let mut strides = Strides::filled(extents.len(), 0);
+    let mut step = 1isize;
+    for (stride, &extent) in strides.iter_mut().zip(extents).rev() {
+        *stride = step;
+        step *= extent.max(1) as isize;
+    }
+    strides
+}
+
 /// Where step `at` of loops over `extents`, counted in row-major order, lies in memory walked by `strides`.
 pub(crate) fn position(at: usize, extents: &[usize], strides: &[isize]) -> isize {
     let mut rest = at;
@@ -161,13 +172,7 @@ impl Shape {
 
     /// Strides of the row-major layout.
     pub fn contiguous_strides(&self) -> Strides {
-        let mut strides = Strides::filled(self.rank(), 0);
-        let mut step = 1isize;
-        for (stride, &dim) in strides.iter_mut().zip(self.dims()).rev() {
-            *stride = step;
-            step *= dim.max(1) as isize;
-        }
-        strides
+        contiguous_strides(self.dims())
     }
 
     /// Whether `strides` walk this shape's elements in row-major order.

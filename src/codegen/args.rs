@@ -100,9 +100,9 @@ impl Fields {
         of(true).chain(of(false))
     }
 
-    /// The struct's definition.
-    pub fn text(&self) -> String {
-        let mut text = String::from("struct Args {\n");
+    /// The definition of the struct, of this name.
+    pub fn text(&self, args: &str) -> String {
+        let mut text = format!("struct {args} {{\n");
         for (name, field, _) in self.sorted() {
             text += &format!("    {} {name};\n", field.text());
         }

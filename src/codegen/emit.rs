@@ -9,14 +9,6 @@ use crate::schedule::{Kernel, Operand, Output, Reach, Strided, ValueOp};
 use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
 
-/// The type that registers hold for a dtype: f32 for f16 and bf16, u8 for bool.
-pub(super) fn class(dtype: DType) -> DType {
-    match dtype {
-        DType::Bool => DType::U8,
-        other => other.compute(),
-    }
-}
-
 /// The Metal type of memory of a dtype.
 pub(super) fn memory_type(dtype: DType) -> &'static str {
     match dtype {
@@ -32,7 +24,7 @@ pub(super) fn memory_type(dtype: DType) -> &'static str {
 
 /// The Metal type of a value of a dtype.
 pub(super) fn value_type(dtype: DType) -> &'static str {
-    memory_type(class(dtype))
+    memory_type(dtype.held())
 }
 
 /// Whether a reach moves along the last inner loop, and how.
@@ -70,7 +62,6 @@ pub(super) struct Emitter<'k> {
     depth: usize,
     /// Threadgroup memory: type, name, length.
     threadgroup: Vec<(String, String, usize)>,
-    marks: usize,
     /// Names of the outer loops' coordinates.
     pub outer: Vec<String>,
     /// Definitions that use `Args`, above the kernel.
@@ -94,7 +85,6 @@ impl<'k> Emitter<'k> {
             body: String::new(),
             depth: 1,
             threadgroup: Vec::new(),
-            marks: 0,
             outer: Vec::new(),
             after_args: String::new(),
             staged: Vec::new(),
@@ -113,12 +103,6 @@ impl<'k> Emitter<'k> {
     /// Indents what follows by so many steps more.
     pub fn nest(&mut self, steps: isize) {
         self.depth = self.depth.saturating_add_signed(steps);
-    }
-
-    /// A number for names that must differ.
-    pub fn next_mark(&mut self) -> usize {
-        self.marks += 1;
-        self.marks
     }
 
     /// Declares an array in threadgroup memory, if there is none of the name.
@@ -228,7 +212,7 @@ impl<'k> Emitter<'k> {
         let dtype_of = |v: u32| self.kernel.values[v as usize].dtype;
         match value.op {
             ValueOp::Scalar { param } => {
-                let class = class(value.dtype);
+                let class = value.dtype.held();
                 let name = self.fields.add(format!("s{v}"), Field::of(class), Fill::Param(param, class));
                 if class == DType::U8 { format!("uchar({name})") } else { name }
             }
@@ -248,7 +232,7 @@ impl<'k> Emitter<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let name = self.functor(op, class(on));
+                let name = self.functor(op, on.held());
                 let operands: Vec<String> = operands[..op.arity()].iter().map(|v| format!("v{v}")).collect();
                 format!("{name}({})", operands.join(", "))
             }
@@ -372,7 +356,7 @@ impl<'k> Emitter<'k> {
             if !varies[v as usize] {
                 continue;
             }
-            let (ty, stride) = (value_type(value.dtype), self.stride(&reach));
+            let ty = value_type(value.dtype);
             if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
                 let from = format!(
                     "for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);",
@@ -382,28 +366,14 @@ impl<'k> Emitter<'k> {
                 self.line(from);
                 continue;
             }
-            let (buffer, at) = (self.buffer(node, false), self.position(&format!("v{v}"), &reach, &chunk.inner));
+            let buffer = self.buffer(node, false);
             let array = if self.kept[v as usize] {
                 format!("k{v} + {} * {n}", chunk.kept)
             } else {
                 self.line(format!("{ty} p{v}[{n}];"));
                 format!("p{v}")
             };
-            match stride {
-                Stride::One if self.is_aligned(&reach, n) => {
-                    self.line(format!("tl_load<{n}>({buffer} + ({at}), {}, {array});", chunk.count));
-                }
-                _ => {
-                    let step = match stride {
-                        Stride::One => "1".to_string(),
-                        _ => {
-                            let last = reach.inner.len() - 1;
-                            self.known(format!("v{v}_i{last}"), reach.inner[last] as i64)
-                        }
-                    };
-                    self.line(format!("tl_load_strided<{n}>({buffer} + ({at}), {step}, {}, {array});", chunk.count));
-                }
-            }
+            self.transfer("load", &format!("v{v}"), &buffer, &reach, chunk, &array);
         }
         for &v in list.iter().filter(|&&v| !varies[v as usize]) {
             self.scalar(v, &chunk.inner, &format!("{} > 0", chunk.count));
@@ -443,25 +413,27 @@ impl<'k> Emitter<'k> {
         self.line("}");
         for output in outputs {
             let buffer = self.buffer(output.node, true);
-            let at = self.position(&format!("o{}", self.output_number(output)), &output.reach, &chunk.inner);
-            let array = format!("o{}", self.output_number(output));
-            match self.stride(&output.reach) {
-                Stride::One if self.is_aligned(&output.reach, n) => {
-                    self.line(format!("tl_store<{n}>({buffer} + ({at}), {}, {array});", chunk.count));
-                }
-                stride => {
-                    let step = match stride {
-                        Stride::One => "1".to_string(),
-                        _ => {
-                            let last = output.reach.inner.len() - 1;
-                            let name = format!("o{}_i{last}", self.output_number(output));
-                            self.known(name, output.reach.inner[last] as i64)
-                        }
-                    };
-                    self.line(format!("tl_store_strided<{n}>({buffer} + ({at}), {step}, {}, {array});", chunk.count));
-                }
-            }
+            let name = format!("o{}", self.output_number(output));
+            self.transfer("store", &name, &buffer, &output.reach, chunk, &name);
         }
+    }
+
+    /// Moves a packet between memory and an array; `name` tells the reach's fields apart.
+    fn transfer(&mut self, verb: &str, name: &str, buffer: &str, reach: &Reach, chunk: &Chunk, array: &str) {
+        let at = self.position(name, reach, &chunk.inner);
+        let Chunk { vector, count, .. } = chunk;
+        let step = match self.stride(reach) {
+            Stride::One if self.is_aligned(reach, *vector) => {
+                self.line(format!("tl_{verb}<{vector}>({buffer} + ({at}), {count}, {array});"));
+                return;
+            }
+            Stride::One => "1".to_string(),
+            _ => {
+                let last = reach.inner.len() - 1;
+                self.known(format!("{name}_i{last}"), reach.inner[last] as i64)
+            }
+        };
+        self.line(format!("tl_{verb}_strided<{vector}>({buffer} + ({at}), {step}, {count}, {array});"));
     }
 
     /// A chunk of one element.
@@ -537,7 +509,7 @@ fn conversion(x: &str, from: DType, to: DType) -> String {
         // Rounded to odd on the way, so that the store does not round a second time.
         return format!("tl_odd(long({x}))");
     }
-    let (source, target) = (class(from), class(to));
+    let (source, target) = (from.held(), to.held());
     if source == target {
         return x.into();
     }

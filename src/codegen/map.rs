@@ -1,30 +1,25 @@
 //! Maps: each thread computes a packet of elements that lie side by side. Memory that is walked across (a
 //! transposed operand) comes by way of a tile in threadgroup memory, read along its own neighbours.
 
-use super::Piece;
 use super::emit::{Chunk, Emitter, memory_type};
+use super::{Machine, Piece, THREADS};
 use crate::schedule::{Kernel, Level, ValueOp};
-
-/// Threads of a group.
-const THREADS: usize = 256;
 
 /// Side of a tile.
 const TILE: usize = 64;
 /// Elements from one row of a tile to the next: an odd number of words of four bytes, so that columns spread over
 /// the banks.
 const PITCH: usize = 66;
-/// Groups along the second and third dimension of a grid.
-const GRID: usize = 65_535;
 
 pub(super) fn render(e: Emitter) -> Piece {
-    match across(e.kernel, e.machine.threadgroup_bytes, &|node| e.node_dtype(node).size()) {
+    match across(e.kernel, e.machine, &|node| e.node_dtype(node).size()) {
         Some((d, loads)) => tiles(e, d, &loads),
         None => packets(e),
     }
 }
 
 /// The loop along which loads are contiguous that the last loop walks across, and these loads.
-fn across(kernel: &Kernel, threadgroup_bytes: usize, size: &dyn Fn(u32) -> usize) -> Option<(usize, Vec<u32>)> {
+fn across(kernel: &Kernel, machine: &Machine, size: &dyn Fn(u32) -> usize) -> Option<(usize, Vec<u32>)> {
     let last = kernel.inner.len().checked_sub(1).filter(|&last| last > 0)?;
     let mut found: Option<(usize, Vec<u32>)> = None;
     let mut bytes = 0;
@@ -45,7 +40,8 @@ fn across(kernel: &Kernel, threadgroup_bytes: usize, size: &dyn Fn(u32) -> usize
     let straight = kernel.outputs.iter().all(|o| o.reach.inner[last] == 1);
     let rest: usize = (0..last).filter(|&i| i != d).map(|i| kernel.inner[i]).product();
     let large = kernel.inner[d] >= TILE / 2 && kernel.inner[last] >= TILE / 2;
-    let fits = kernel.inner[d].div_ceil(TILE) <= GRID && rest <= GRID && bytes <= threadgroup_bytes;
+    let fits =
+        kernel.inner[d].div_ceil(TILE) <= machine.grid && rest <= machine.grid && bytes <= machine.threadgroup_bytes;
     (straight && large && fits && kernel.values.len() <= 64).then_some((d, loads))
 }
 

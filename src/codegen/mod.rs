@@ -33,13 +33,20 @@ pub(crate) struct Machine {
     pub threads: usize,
     /// Bytes of threadgroup memory that a kernel may declare.
     pub threadgroup_bytes: usize,
+    /// Buffers that a dispatch may bind, its arguments among them.
+    pub buffers: usize,
     /// Bytes of arguments that a dispatch may carry.
     pub argument_bytes: usize,
-    /// Groups that keep the device busy.
+    /// Groups along the second and third dimension of a dispatch.
+    pub grid: usize,
+    /// Groups that run at once, about: cores times the groups of a core.
     pub parallel_groups: usize,
     /// Whether the matrix units multiply f16 and bf16.
     pub matrix_units: bool,
 }
+
+/// Threads of a group, where nothing asks for another number.
+const THREADS: usize = 256;
 
 /// A buffer of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +128,7 @@ pub(crate) fn render(kernels: &[&Kernel], machine: &Machine, dtype: &dyn Fn(u32)
         let (mut pieces, scratch) = pieces(kernel, machine, dtype);
         match pieces.pop() {
             Some(piece) if pieces.is_empty() && scratch.is_empty() && kernels.len() > 1 && piece.fits_table() => {
-                let text = piece.definition();
+                let text = piece.helpers.clone() + &piece.definition("Args");
                 match alike.iter_mut().find(|(other, _)| *other == text) {
                     Some((_, list)) => list.push(piece),
                     None => alike.push((text, vec![piece])),
@@ -152,11 +159,11 @@ pub(crate) fn render(kernels: &[&Kernel], machine: &Machine, dtype: &dyn Fn(u32)
 /// The dispatches of one kernel, and its scratch memory.
 fn pieces(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (Vec<Piece>, Vec<usize>) {
     let emitter = || Emitter::new(kernel, machine, dtype);
-    if kernel.scatter.is_some() {
-        return (scatter::render(kernel, &emitter), Vec::new());
+    if let (Some(scatter), Some(output)) = (&kernel.scatter, kernel.outputs.first()) {
+        return (scatter::render(scatter, output, &emitter), Vec::new());
     }
-    if kernel.gemm.is_some() {
-        return (vec![product::render(emitter())], Vec::new());
+    if let Some(gemm) = &kernel.gemm {
+        return (vec![product::render(emitter(), gemm)], Vec::new());
     }
     if kernel.has_reduce()
         || !kernel.outer.is_empty()
@@ -172,17 +179,14 @@ fn separate(pieces: Vec<Piece>, scratch: Vec<usize>) -> Rendered {
     let mut text = String::new();
     let mut calls = Vec::new();
     for (i, mut piece) in pieces.into_iter().enumerate() {
-        let helpers = std::mem::take(&mut piece.helpers);
-        helpers
-            .split_inclusive('\n')
-            .filter(|line| !text.contains(line))
-            .collect::<Vec<_>>()
-            .iter()
-            .for_each(|line| text += line);
+        let mut number = String::new();
         if i > 0 {
+            number = i.to_string();
             piece.name += &format!("_{i}");
         }
-        text += &if i > 0 { piece.renamed(i) } else { piece.definition() };
+        let known = text.clone();
+        text.extend(piece.helpers.split_inclusive('\n').filter(|line| !known.contains(line)));
+        text += &piece.definition(&format!("Args{number}"));
         let (args, patches) = piece.fields.bytes();
         calls.push(Call {
             name: piece.name.clone(),
@@ -243,21 +247,9 @@ impl Piece {
         bound + &open + &parameters.join(&joint) + ") {\n" + opening + &self.body + "}\n"
     }
 
-    fn definition(&self) -> String {
-        self.helpers.clone() + &self.fields_text("Args") + &self.after_args + &self.plain_entry("Args")
-    }
-
-    /// The definition with an `Args` of its own name, beside others in one source.
-    fn renamed(&self, i: usize) -> String {
-        let name = format!("Args{i}");
-        self.helpers.clone() + &self.fields_text(&name) + &self.plain_entry(&name)
-    }
-
-    fn fields_text(&self, name: &str) -> String {
-        if self.fields.is_empty() { String::new() } else { self.fields.text().replacen("Args", name, 1) }
-    }
-
-    fn plain_entry(&self, args: &str) -> String {
+    /// The text behind its helpers; the struct of arguments has this name.
+    fn definition(&self, args: &str) -> String {
+        let fields = if self.fields.is_empty() { String::new() } else { self.fields.text(args) };
         let mut parameters: Vec<String> = Vec::new();
         for (i, (name, ty, _)) in self.buffers.iter().enumerate() {
             parameters.push(format!("{ty} {name} [[buffer({i})]]"));
@@ -265,7 +257,7 @@ impl Piece {
         if !self.fields.is_empty() {
             parameters.push(format!("constant {args}& args [[buffer({})]]", self.buffers.len()));
         }
-        self.entry(&self.name, parameters, "group", "")
+        fields + &self.after_args + &self.entry(&self.name, parameters, "group", "")
     }
 
     /// Whether it can be a part of a table: its groups count along one dimension.
@@ -280,7 +272,7 @@ impl Piece {
     }
 
     fn table_definition(&self, room: usize) -> String {
-        let mut text = self.helpers.clone() + &self.fields.text();
+        let mut text = self.helpers.clone() + &self.fields.text("Args");
         text +=
             &format!("struct Parts {{\n    Args part[{room}];\n    uint count;\n    uint first[{}];\n}};\n", room + 1);
         let mut opening = String::from("    uint part = 0;\n");

@@ -2,19 +2,14 @@
 
 use super::args::{Field, Fill};
 use super::emit::{Chunk, Emitter, memory_type, value_type};
-use super::{Machine, Piece, Rendered};
+use super::{Machine, Piece, Rendered, THREADS};
 use crate::dtype::DType;
 use crate::ops::Elementwise;
 use crate::schedule::{Gemm, Kernel, Level, Operand, Reach, ValueOp};
-use crate::shape::{Dims, Strides};
+use crate::shape::{Dims, contiguous_strides};
 
-/// Threads of the body for scalars, and of the one for few rows of neighbouring columns.
-const SIMT_THREADS: usize = 256;
 /// Sizes from which on tiles of 128 pay, if there are enough of them.
 const LARGE: usize = 512;
-
-/// Groups along the second and third dimension of a grid.
-const GRID: usize = 65_535;
 
 /// A body of `shaders/matmul.metal`.
 struct Body {
@@ -26,16 +21,13 @@ struct Body {
     threads: usize,
 }
 
-pub(super) fn render(mut e: Emitter) -> Piece {
-    let kernel = e.kernel;
-    let Some(gemm) = &kernel.gemm else { return e.piece("matmul", [1, 1, 1], 32) };
+pub(super) fn render(mut e: Emitter, gemm: &Gemm) -> Piece {
     let body = choose(gemm, e.machine);
     let (a, b) = (e.buffer(gemm.a.node, false), e.buffer(gemm.b.node, false));
     let strides = [gemm.a.row_stride, gemm.a.col_stride, gemm.b.row_stride, gemm.b.col_stride].map(|s| s as i64);
     let sizes = [gemm.m, gemm.n, gemm.k].map(|s| s as u32);
     let shape = e.fields.add("product", Field::Matmul, Fill::Product(strides, sizes));
 
-    let operands = e.buffers.len();
     epilogue(&mut e, gemm);
     let statements = std::mem::take(&mut e.body);
     e.nest(-1);
@@ -47,14 +39,13 @@ pub(super) fn render(mut e: Emitter) -> Piece {
          \x20       constant Args& args = *arguments;\n{statements}    }}\n}};\n",
         members.concat()
     );
-    debug_assert!(operands <= e.buffers.len());
 
-    if let Some((ty, len)) = body.block {
+    if let Some((ty, len)) = &body.block {
         e.line(format!("threadgroup {ty} block[{len}];"));
     }
     let [mut across, mut down] = body.groups;
     let mut products = gemm.products();
-    if products > GRID || down > GRID {
+    if products > e.machine.grid || down > e.machine.grid {
         let x = e.fields.add("across", Field::Uint, Fill::Known(across as i64));
         let y = e.fields.add("down", Field::Uint, Fill::Known(down as i64));
         e.line(format!("const uint3 tile = uint3(group.x % {x}, group.x / {x} % {y}, group.x / {x} / {y});"));
@@ -74,7 +65,7 @@ pub(super) fn render(mut e: Emitter) -> Piece {
         at
     };
     let (a_at, b_at) = (start(&mut e, "a", &gemm.a), start(&mut e, "b", &gemm.b));
-    let block = if e.body.contains("threadgroup ") { "block, " } else { "" };
+    let block = if body.block.is_some() { "block, " } else { "" };
     e.line(format!("{}({a} + ({a_at}), {b} + ({b_at}), {shape}, {block}epilogue, tile, tid);", body.call));
     e.piece("matmul", [across as u32, down as u32, products as u32], body.threads as u32)
 }
@@ -147,7 +138,7 @@ fn choose(gemm: &Gemm, machine: &Machine) -> Body {
                 call: format!("tl_gemv_lines<{ty}, {few}, {few_are_rows}, {vectors}>"),
                 block: Some(("float", format!("TL_GEMV_BLOCK({few})"))),
                 groups: [many.div_ceil(32), 1],
-                threads: SIMT_THREADS,
+                threads: THREADS,
             };
         }
         let vectors = a_layout == "TL_DEPTH_CONTIGUOUS" && b_layout == "TL_DEPTH_CONTIGUOUS";
@@ -181,7 +172,7 @@ fn choose(gemm: &Gemm, machine: &Machine) -> Body {
         call: format!("tl_matmul_simt<{ty}, {}, {side}, {depth}>", value_type(*dtype)),
         block: Some((ty, format!("TL_SIMT_BLOCK({side}, {depth})"))),
         groups: [m.div_ceil(side), n.div_ceil(side)],
-        threads: SIMT_THREADS,
+        threads: THREADS,
     }
 }
 
@@ -200,8 +191,8 @@ pub(crate) struct LibraryEpilogue {
 pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<LibraryEpilogue> {
     let gemm = kernel.gemm.as_ref()?;
     let [output] = &kernel.outputs[..] else { return None };
-    let dense = crate::codegen::product::contiguous(&kernel.inner);
-    if output.reach.inner != dense || output.reach.offset != 0 || output.dtype != gemm.dtype {
+    if output.reach.inner != contiguous_strides(&kernel.inner) || output.reach.offset != 0 || output.dtype != gemm.dtype
+    {
         return None;
     }
     let value = |v: u32| &kernel.values[v as usize];
@@ -243,19 +234,11 @@ pub(crate) const SUMS: u32 = u32::MAX;
 /// The rest of a product's kernel, over sums in memory: what follows a library's product.
 pub(crate) fn epilogue_alone(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Rendered {
     let mut map = Kernel { gemm: None, ..kernel.clone() };
-    let reach = Reach { outer: Dims::new(), inner: contiguous(&kernel.inner), offset: 0 };
+    let reach = Reach { outer: Dims::new(), inner: contiguous_strides(&kernel.inner), offset: 0 };
     for value in map.values.iter_mut().filter(|v| matches!(v.op, ValueOp::Accumulator)) {
         value.op = ValueOp::Load { node: SUMS, reach };
         value.level = Level::Element;
     }
     let dtype = |node: u32| if node == SUMS { DType::F32 } else { dtype(node) };
     super::render(&[&map], machine, &dtype).pop().unwrap_or_default()
-}
-
-fn contiguous(extents: &[usize]) -> Strides {
-    let mut strides = Strides::filled(extents.len(), 1);
-    for d in (0..extents.len().saturating_sub(1)).rev() {
-        strides[d] = strides[d + 1] * extents[d + 1] as isize;
-    }
-    strides
 }

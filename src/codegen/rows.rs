@@ -1,9 +1,9 @@
 //! Kernels that fold: rows on chip, rows that are walked, columns, and rows split in segments.
 
 use super::args::{Field, Fill};
-use super::emit::{Chunk, Emitter, FoldStep, class, value_type};
+use super::emit::{Chunk, Emitter, FoldStep, value_type};
 use super::map::packet;
-use super::{Binding, Machine, Piece};
+use super::{Binding, Machine, Piece, THREADS};
 use crate::dtype::DType;
 use crate::ops::Reduction;
 use crate::schedule::{Kernel, Level, Output, ValueOp};
@@ -15,13 +15,8 @@ const KEPT_REGISTERS: usize = 96;
 const KEPT_REGISTERS_1024: usize = 24;
 /// Rows from this length on are split where there are too few to keep the device busy.
 const LONG_ROW: usize = 1 << 15;
-/// Threads of a group, unless rows ask for more.
-const THREADS: usize = 256;
 /// Segments of a row, at most: what one team folds at once.
 const SEGMENTS: usize = 1024;
-
-/// Buffers that a dispatch binds, at most: Metal's limit.
-const MAX_BUFFERS: usize = 31;
 
 /// How threads share the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +87,7 @@ impl Phases {
     /// `keep` says whether threads keep elements from phase to phase, or compute them again.
     fn of(kernel: &Kernel, keep: bool) -> Phases {
         let count = kernel.values.len();
-        let (mut phase, mut late) = (vec![0; count], vec![false; count]);
-        for (i, value) in kernel.values.iter().enumerate() {
-            let below = value.op.operands().map(|v| phase[v as usize]).max().unwrap_or(0);
-            phase[i] = below + usize::from(matches!(value.op, ValueOp::Reduce { .. }));
-            late[i] = matches!(value.op, ValueOp::Finish { .. }) || value.op.operands().any(|v| late[v as usize]);
-        }
+        let (phase, late) = (kernel.phases(), kernel.late());
         let phases = phase.iter().max().map_or(1, |p| p + 1);
         let mut needed = vec![vec![false; count]; phases];
         let mut kept = vec![false; count];
@@ -113,7 +103,7 @@ impl Phases {
                     list.push(i as u32);
                 }
             }
-            let stored = kernel.outputs.iter().filter(|o| output_level(kernel, o) == Level::Element);
+            let stored = kernel.outputs.iter().filter(|o| kernel.output_level(o) == Level::Element);
             list.extend(stored.filter(|o| phase[o.value as usize] == p).map(|o| o.value));
             while let Some(v) = list.pop() {
                 let value = &kernel.values[v as usize];
@@ -153,21 +143,11 @@ fn is_read(kernel: &Kernel, v: u32) -> bool {
     }
 }
 
-/// How often an output is written.
-fn output_level(kernel: &Kernel, output: &Output) -> Level {
-    output.reach.level().max(kernel.values[output.value as usize].level)
-}
-
 impl Form {
     fn choose(kernel: &Kernel, machine: &Machine, size: &dyn Fn(u32) -> usize, phases: &Phases) -> Form {
         let (rows, n) = (kernel.rows(), kernel.row_len());
-        let last = |side: &[isize]| side.last().copied().unwrap_or(0);
-        let across = kernel.values.iter().any(|v| match v.op {
-            ValueOp::Load { reach, .. } => last(&reach.inner).abs() > 1 && last(&reach.outer) == 1,
-            _ => false,
-        });
         let whole = Form { layout: Layout::Team { threads: 1 }, vector: 1, chunks: 0, segments: 1, segment_len: n };
-        if across && rows >= 32 {
+        if kernel.reads_across() && rows >= 32 {
             let (lanes, slices) = match n {
                 ..32 => (THREADS, 1),
                 32..1024 => (32, 8),
@@ -207,7 +187,7 @@ impl Form {
     fn split(self, kernel: &Kernel, groups: usize, n: usize, step: usize, machine: &Machine) -> Form {
         let folds = kernel.values.iter().filter(|v| matches!(v.op, ValueOp::Reduce { .. })).count();
         // A buffer each for partial folds, and for the record of faults and the arguments.
-        if kernel.reads().len() + kernel.outputs.len() + folds + 2 > MAX_BUFFERS {
+        if kernel.reads().len() + kernel.outputs.len() + folds + 2 > machine.buffers {
             return self;
         }
         let wanted = (machine.parallel_groups / groups.max(1)).min(SEGMENTS).min(n.div_ceil(2 * step));
@@ -231,10 +211,10 @@ impl Rows<'_> {
         for (v, value) in values.iter().enumerate() {
             match value.op {
                 ValueOp::Reduce { op, value } if self.form.segments > 1 => {
-                    let state = if op.is_arg() { 16 } else { class(values[value as usize].dtype).size() };
+                    let state = if op.is_arg() { 16 } else { values[value as usize].dtype.held().size() };
                     places.partial[v] = take(state * rows * self.form.segments);
                 }
-                ValueOp::Finish { .. } => places.note[v] = take(class(value.dtype).size() * rows),
+                ValueOp::Finish { .. } => places.note[v] = take(value.dtype.held().size() * rows),
                 _ => {}
             }
         }
@@ -256,7 +236,7 @@ impl Rows<'_> {
             }
         }
         let run = if split { d..d + 1 } else { 0..phases.count };
-        for p in run.clone() {
+        for p in run {
             // What is one number a row: of this phase, or, where each phase begins anew, of all before.
             for v in 0..self.kernel.values.len() {
                 let value = self.kernel.values[v];
@@ -284,7 +264,7 @@ impl Rows<'_> {
     fn walks(&self, p: usize) -> bool {
         let phases = &self.phases;
         let folds = |op: &ValueOp| matches!(*op, ValueOp::Reduce { value, .. } if phases.phase[value as usize] == p);
-        let stores = |o: &Output| output_level(self.kernel, o) == Level::Element && phases.phase[o.value as usize] == p;
+        let stores = |o: &Output| self.kernel.output_level(o) == Level::Element && phases.phase[o.value as usize] == p;
         self.kernel.values.iter().any(|v| folds(&v.op)) || self.kernel.outputs.iter().any(stores)
     }
 
@@ -293,16 +273,11 @@ impl Rows<'_> {
         let rows = self.kernel.rows();
         let (index, count) = (e.index, e.known("rows", rows as i64));
         let (place, groups, threads) = match self.form.layout {
-            Layout::Team { threads: 32 } => {
-                e.line("const uint width = 32;");
-                (
-                    format!("tl_team<{index}>(group.x, tid, width, {THREADS}, {count})"),
-                    rows.div_ceil(THREADS / 32),
-                    THREADS,
-                )
-            }
-            Layout::Team { threads } if threads < 32 => {
-                let width = e.fields.add("width", Field::Uint, Fill::Known(threads as i64));
+            Layout::Team { threads } if threads <= 32 => {
+                let width = match threads {
+                    32 => "32".to_string(),
+                    _ => e.fields.add("width", Field::Uint, Fill::Known(threads as i64)),
+                };
                 e.line(format!("const uint width = {width};"));
                 let place = format!("tl_team<{index}>(group.x, tid, width, {THREADS}, {count})");
                 (place, rows.div_ceil(THREADS / threads), THREADS)
@@ -385,7 +360,7 @@ impl Rows<'_> {
         let rows: Vec<Output> = kernel
             .outputs
             .iter()
-            .filter(|o| output_level(kernel, o) != Level::Element && here(o.value))
+            .filter(|o| kernel.output_level(o) != Level::Element && here(o.value))
             .copied()
             .collect();
         let notes: Vec<(usize, u32)> = kernel
@@ -402,7 +377,7 @@ impl Rows<'_> {
         }
         e.line(if self.form.segments > 1 { "if (first && segment == 0) {" } else { "if (first) {" });
         for output in &rows {
-            if output_level(kernel, output) == Level::Uniform && kernel.rows() > 1 {
+            if kernel.output_level(output) == Level::Uniform && kernel.rows() > 1 {
                 e.line("if (row == 0) {");
                 e.store(output, &[]);
                 e.line("}");
@@ -421,6 +396,9 @@ impl Rows<'_> {
 
     /// The walk over the row's elements in phase `p`, and the folds that end it.
     fn elements(&self, e: &mut Emitter, p: usize, places: &Places) {
+        if !self.walks(p) {
+            return;
+        }
         let (kernel, phases) = (self.kernel, &self.phases);
         let folds: Vec<(usize, Reduction, u32)> = kernel
             .values
@@ -434,12 +412,9 @@ impl Rows<'_> {
         let outputs: Vec<Output> = kernel
             .outputs
             .iter()
-            .filter(|o| output_level(kernel, o) == Level::Element && phases.phase[o.value as usize] == p)
+            .filter(|o| kernel.output_level(o) == Level::Element && phases.phase[o.value as usize] == p)
             .copied()
             .collect();
-        if !self.walks(p) {
-            return;
-        }
         let mut steps = Vec::new();
         for &(v, op, source) in &folds {
             let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
@@ -447,7 +422,7 @@ impl Rows<'_> {
             let position = op.is_arg().then(|| "j".to_string());
             steps.push(FoldStep { into: format!("f{v}"), op: functor, value: source, position });
         }
-        self.walk(e, |e, chunk| e.chunk(chunk, &phases.computed[p], &phases.found[p], &steps, &outputs));
+        self.walk(e, p, |e, chunk| e.chunk(chunk, &phases.computed[p], &phases.found[p], &steps, &outputs));
         for &(v, op, source) in &folds {
             let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
             self.combine(e, &format!("f{v}"), state, &functor);
@@ -461,8 +436,8 @@ impl Rows<'_> {
         }
     }
 
-    /// The loop over a thread's chunks of its row.
-    fn walk(&self, e: &mut Emitter, body: impl FnOnce(&mut Emitter, &Chunk)) {
+    /// The loop over a thread's chunks of its row, in phase `p`.
+    fn walk(&self, e: &mut Emitter, p: usize, body: impl FnOnce(&mut Emitter, &Chunk)) {
         let (form, index) = (self.form, e.index);
         let vector = form.vector;
         let n = e.known("n", self.kernel.row_len() as i64);
@@ -483,14 +458,11 @@ impl Rows<'_> {
             e.line(format!("for (uint c = 0; c < {}; ++c) {{", form.chunks));
             e.line(format!("const {index} j = {index}(c) * {step} + {lane};"));
         } else {
-            let name = format!("end{}", e.next_mark());
+            let name = format!("end{}", p + 1);
             e.line(format!("const {index} {name} = {end};"));
             e.line(format!("for ({index} j = {begin}{lane}; j < {name}; j += {step}) {{"));
         }
-        let inside = match (form.chunks > 0, form.layout) {
-            (true, _) => format!("live && j < {n}"),
-            (false, _) => "live".to_string(),
-        };
+        let inside = if form.chunks > 0 { format!("live && j < {n}") } else { "live".into() };
         if vector > 1 {
             e.line(format!("const uint count = {inside} ? min({index}({vector}), {n} - j) : 0;"));
             chunk.count = "count".into();
@@ -515,9 +487,8 @@ impl Rows<'_> {
         let kernel = self.kernel;
         let threads = e.machine.threads.min(1024);
         let rows = e.known("rows", kernel.rows() as i64);
-        let index = e.index;
-        for v in 0..kernel.values.len() {
-            let value = kernel.values[v];
+        let (index, behind) = (e.index, self.behind_folds());
+        for (v, &value) in kernel.values.iter().enumerate() {
             if let (ValueOp::Finish { op, value: source }, Some(place)) = (value.op, places.note[v]) {
                 let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
                 let note = e.bind(format!("note{v}"), format!("device const {state}*"), Binding::Scratch(place, false));
@@ -528,7 +499,7 @@ impl Rows<'_> {
                 let team = self.team_memory(&mut e, state, 32);
                 e.line(format!("f{v} = tl_fold_group<{functor}>(f{v}, {team}, tid, {});", threads / 32));
                 self.fold_result(&mut e, v, op);
-            } else if value.level == Level::Uniform && (self.phases.late[v] || self.feeds_late(v)) {
+            } else if value.level == Level::Uniform && behind[v] {
                 e.scalar(v as u32, &[], "tid == 0");
             }
         }
@@ -540,14 +511,16 @@ impl Rows<'_> {
         e.piece("rows", [1, 1, 1], threads as u32)
     }
 
-    /// Whether a value that depends on a fold over all rows is computed from `v`.
-    fn feeds_late(&self, v: usize) -> bool {
+    /// Which values are computed behind a fold over all rows: those that depend on one, and what these read beside it.
+    fn behind_folds(&self) -> Vec<bool> {
         let values = &self.kernel.values;
-        (v + 1..values.len()).any(|u| {
-            let reads = values[u].op.operands().any(|o| o as usize == v);
-            let folds = matches!(values[u].op, ValueOp::Finish { .. });
-            reads && !folds && (self.phases.late[u] || (values[u].level == Level::Uniform && self.feeds_late(u)))
-        })
+        let mut behind = self.phases.late.clone();
+        for v in (0..values.len()).rev().filter(|&v| values[v].level == Level::Uniform) {
+            if behind[v] && !matches!(values[v].op, ValueOp::Finish { .. }) {
+                values[v].op.operands().for_each(|o| behind[o as usize] = true);
+            }
+        }
+        behind
     }
 }
 

@@ -4,12 +4,10 @@
 
 use super::args::{Field, Fill};
 use super::emit::{Emitter, memory_type, value_type};
-use super::{Binding, Piece};
-use crate::schedule::{Kernel, Output, Reach, Scatter, collapse};
+use super::{Binding, Piece, THREADS};
+use crate::schedule::{Output, Reach, Scatter, collapse};
 use crate::shape::{Dims, Strides};
 
-/// Threads of a group.
-const THREADS: usize = 256;
 /// Comparisons of rows with terms up to which groups own rows.
 const COMPARISONS: usize = 1 << 30;
 
@@ -35,8 +33,7 @@ impl Shape {
     }
 }
 
-pub(super) fn render<'k>(kernel: &'k Kernel, emitter: &dyn Fn() -> Emitter<'k>) -> Vec<Piece> {
-    let (Some(scatter), Some(output)) = (&kernel.scatter, kernel.outputs.first()) else { return Vec::new() };
+pub(super) fn render<'k>(scatter: &Scatter, output: &Output, emitter: &dyn Fn() -> Emitter<'k>) -> Vec<Piece> {
     let mut shape = Shape::of(scatter);
     let whole = shape.columns() * scatter.limit == scatter.out_len;
     let shared = shape.around[1].iter().all(|&s| s == 0);

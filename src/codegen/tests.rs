@@ -10,7 +10,9 @@ use std::path::Path;
 const MACHINE: Machine = Machine {
     threads: 1024,
     threadgroup_bytes: 32 << 10,
+    buffers: 31,
     argument_bytes: 4096,
+    grid: 65_535,
     parallel_groups: 512,
     matrix_units: true,
 };

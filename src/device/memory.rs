@@ -5,8 +5,9 @@ use super::cpu::{HostAlloc, HostMemory};
 use super::gpu::driver::Address;
 use super::gpu::faults::Verdict;
 use super::gpu::memory::{GpuAlloc, GpuMemory};
+use super::lock;
 use crate::error::{Error, Result};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Allocates the memory of one device.
 pub struct DeviceAlloc(Alloc);
@@ -128,11 +129,11 @@ impl Storage {
 
     /// What the evaluation that wrote it came to; `None` if nothing could go wrong.
     pub fn verdict(&self) -> Option<Arc<Verdict>> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.verdict).clone()
     }
 
     /// Says which evaluation wrote it.
     pub fn set_verdict(&self, verdict: Option<Arc<Verdict>>) {
-        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+        *lock(&self.verdict) = verdict;
     }
 }

@@ -20,7 +20,7 @@ use gpu::Gpu;
 use gpu::driver::Driver;
 use random::RandomStream;
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where tensors live and are computed. Cheap to clone.
@@ -86,7 +86,7 @@ impl Device {
 
     /// The GPU of a name, opened once a process.
     fn open(name: String, driver: impl FnOnce() -> Result<Arc<dyn Driver>, String>) -> Result<Device> {
-        let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gpus = lock(&GPUS);
         if let Some(device) = gpus.get(&name) {
             return Ok(device.clone());
         }
@@ -264,6 +264,11 @@ impl Device {
         };
         counted.ok_or_else(|| Error::arg("traffic", format!("{self} does not count its loads and stores")))
     }
+}
+
+/// Enters a lock though it may be poisoned: what panics under it leaves nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Elements as the bytes that memory holds.

@@ -20,6 +20,16 @@ pub(crate) enum Scalar {
     Int(i64),
 }
 
+impl Scalar {
+    /// As a float and as an integer.
+    pub fn both(self) -> (f64, i64) {
+        match self {
+            Scalar::Float(x) => (x, x as i64),
+            Scalar::Int(i) => (i as f64, i),
+        }
+    }
+}
+
 /// A strided reading of the input's row-major elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct View {

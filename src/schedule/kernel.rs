@@ -236,6 +236,39 @@ impl Kernel {
         nodes
     }
 
+    /// How often an output is written.
+    pub fn output_level(&self, output: &Output) -> Level {
+        output.reach.level().max(self.values[output.value as usize].level)
+    }
+
+    /// The phase from which on each value can be computed: a fold of values of phase p is known in phase p + 1.
+    pub fn phases(&self) -> Vec<usize> {
+        let mut phases = vec![0; self.values.len()];
+        for (i, value) in self.values.iter().enumerate() {
+            let below = value.op.operands().map(|v| phases[v as usize]).max().unwrap_or(0);
+            phases[i] = below + usize::from(matches!(value.op, ValueOp::Reduce { .. }));
+        }
+        phases
+    }
+
+    /// Whether each value depends on a fold over all rows.
+    pub fn late(&self) -> Vec<bool> {
+        let mut late = vec![false; self.values.len()];
+        for (i, value) in self.values.iter().enumerate() {
+            late[i] = matches!(value.op, ValueOp::Finish { .. }) || value.op.operands().any(|v| late[v as usize]);
+        }
+        late
+    }
+
+    /// Whether some memory is walked in larger steps along the innermost loop than from row to row.
+    pub fn reads_across(&self) -> bool {
+        let step = |side: &Strides| side.last().copied().unwrap_or(0);
+        self.values.iter().any(|v| match v.op {
+            ValueOp::Load { reach, .. } => step(&reach.inner).abs() > 1 && step(&reach.outer) == 1,
+            _ => false,
+        })
+    }
+
     /// Whether any value folds a row.
     pub fn has_reduce(&self) -> bool {
         self.values.iter().any(|v| matches!(v.op, ValueOp::Reduce { .. }))

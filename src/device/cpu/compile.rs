@@ -5,7 +5,7 @@ use super::program::{
     BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program,
     SEGMENT, SHORT_ROW, Slot, Step, TILE, Target,
 };
-use super::tile::{self, TileFn, class};
+use super::tile::{self, TileFn};
 use super::walk::Walk;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -60,8 +60,8 @@ impl<'k> Compiler<'k> {
             isa,
             mode,
             alias: (0..count as u32).collect(),
-            phase: vec![0; count],
-            late: vec![false; count],
+            phase: kernel.phases(),
+            late: kernel.late(),
             kept: vec![None; count],
             needed: Vec::new(),
             buffers,
@@ -83,7 +83,7 @@ impl<'k> Compiler<'k> {
             let (scatter, buffers) = (Some((scatter.clone(), bound)), self.buffers);
             return Ok(Program { scatter, buffers, rows: 1, row_len: elements, ..Program::default() });
         }
-        self.alias_and_order();
+        self.find_aliases();
         let phases = self.phase.iter().max().map_or(1, |p| p + 1);
         self.mark_needed(phases);
         self.choose_lanes();
@@ -153,8 +153,8 @@ impl<'k> Compiler<'k> {
         })
     }
 
-    /// Finds values held like their operand, and the phase of each.
-    fn alias_and_order(&mut self) {
+    /// Finds values held like their operand.
+    fn find_aliases(&mut self) {
         for (i, value) in self.kernel.values.iter().enumerate() {
             if let ValueOp::Cast { value: from } = value.op {
                 let from_dtype = self.kernel.values[from as usize].dtype;
@@ -162,14 +162,6 @@ impl<'k> Compiler<'k> {
                     self.alias[i] = self.alias[from as usize];
                 }
             }
-            let (mut phase, mut late) = (0, matches!(value.op, ValueOp::Finish { .. }));
-            for v in value.op.operands() {
-                phase = phase.max(self.phase[v as usize]);
-                late |= self.late[v as usize];
-            }
-            let folds = matches!(value.op, ValueOp::Reduce { .. });
-            self.phase[i] = phase + folds as usize;
-            self.late[i] = late;
         }
     }
 
@@ -212,7 +204,7 @@ impl<'k> Compiler<'k> {
             }
             for output in &self.kernel.outputs {
                 let v = self.is(output.value);
-                if output_level(self.kernel, output) == Level::Element && self.phase[v as usize] == p {
+                if self.kernel.output_level(output) == Level::Element && self.phase[v as usize] == p {
                     list.push(v);
                 }
             }
@@ -250,7 +242,7 @@ impl<'k> Compiler<'k> {
     }
 
     fn size(&self, v: u32) -> usize {
-        class(self.kernel.values[v as usize].dtype).size()
+        self.kernel.values[v as usize].dtype.held().size()
     }
 
     fn reserve(&mut self, bytes: usize) -> usize {
@@ -310,7 +302,7 @@ impl<'k> Compiler<'k> {
         }
         self.slot_of[v as usize] = Some(self.slots.len() as u32);
         if let ValueOp::Gather { index, stride, limit, .. } = value.op {
-            let index_dtype = class(self.kernel.values[index as usize].dtype);
+            let index_dtype = self.kernel.values[index as usize].dtype.held();
             self.gather_of[v as usize] = Some(self.gathers.len() as u32);
             let (slot, index, node) = (self.slots.len(), self.is(index), value.node);
             self.gathers.push(Gather { slot, index, index_dtype, stride, limit, node });
@@ -322,7 +314,7 @@ impl<'k> Compiler<'k> {
         let convert = tile::store(self.isa, output.dtype);
         Target {
             slot: self.slot(Some(output.node), output.dtype, &output.reach, convert),
-            level: output_level(self.kernel, output),
+            level: self.kernel.output_level(output),
         }
     }
 
@@ -333,7 +325,7 @@ impl<'k> Compiler<'k> {
         let powers = (usize::BITS - segments.leading_zeros()) as usize;
         for (v, value) in self.kernel.values.iter().enumerate() {
             let ValueOp::Reduce { op, value: source } = value.op else { continue };
-            let class = class(self.kernel.values[source as usize].dtype);
+            let class = self.kernel.values[source as usize].dtype.held();
             let (fold, accumulate) = tile::fold(self.isa, op, class);
             let arg = op.is_arg().then(|| tile::arg_fns(op, class));
             let size = if op.is_arg() { tile::best_layout(class).0 } else { class.size() };
@@ -365,7 +357,7 @@ impl<'k> Compiler<'k> {
     fn finishes(&self) -> Vec<Finish> {
         let finish = |(v, value): (usize, &crate::schedule::Value)| {
             let ValueOp::Finish { op, .. } = value.op else { return None };
-            let class = class(value.dtype);
+            let class = value.dtype.held();
             let (fold, accumulate) = tile::fold(self.isa, op, class);
             Some(Finish { value: v as u32, class, fold, accumulate })
         };
@@ -390,7 +382,7 @@ impl<'k> Compiler<'k> {
             }
             ValueOp::Padded { first, count, .. } => Some(Step::Padded { value: v, slot, first, count }),
             ValueOp::Index { .. } => Some(Step::Index { value: v, slot }),
-            ValueOp::Scalar { param } => Some(Step::Param { value: v, param, class: class(value.dtype) }),
+            ValueOp::Scalar { param } => Some(Step::Param { value: v, param, class: value.dtype.held() }),
             ValueOp::Random { kind, index, param } => {
                 Some(Step::Random { value: v, f: tile::random(self.isa, kind), index: self.is(index), param })
             }
@@ -412,7 +404,7 @@ impl<'k> Compiler<'k> {
             ValueOp::Bound { value: from, limit } => Some(Step::Bound {
                 value: v,
                 source: self.is(from),
-                class: class(value.dtype),
+                class: value.dtype.held(),
                 limit,
                 node: value.node,
             }),
@@ -444,7 +436,7 @@ impl<'k> Compiler<'k> {
         let reader = |u: u32| if folds_element(self.kernel, u) { Level::Element } else { self.level(u) };
         let reads = |u: u32| self.operands(u).contains(&v) && wide(reader(u)) && self.by_one(u, v).is_none();
         let read = (0..self.kernel.values.len() as u32).any(reads);
-        read || self.kernel.outputs.iter().any(|o| self.is(o.value) == v && wide(output_level(self.kernel, o)))
+        read || self.kernel.outputs.iter().any(|o| self.is(o.value) == v && wide(self.kernel.output_level(o)))
     }
 
     fn push_scalar(&self, v: u32, steps: &mut Vec<Step>) -> Result<()> {
@@ -624,11 +616,6 @@ impl Tiles {
     }
 }
 
-/// How often an output is written.
-fn output_level(kernel: &Kernel, output: &Output) -> Level {
-    output.reach.level().max(kernel.values[output.value as usize].level)
-}
-
 /// Whether value `u` folds elements.
 fn folds_element(kernel: &Kernel, u: u32) -> bool {
     matches!(kernel.values[u as usize].op, ValueOp::Reduce { .. })
@@ -642,13 +629,7 @@ fn mode(kernel: &Kernel) -> Mode {
     if rows < MANY_ROWS {
         return Mode::Rows;
     }
-    // The stride of the innermost loop on each side, for the first thing that varies along both.
-    let stride = |side: &[isize]| side.last().copied().unwrap_or(0);
-    let across = kernel.values.iter().any(|v| match v.op {
-        ValueOp::Load { reach, .. } => stride(&reach.inner).abs() > 1 && stride(&reach.outer) == 1,
-        _ => false,
-    });
-    if across || row_len < SHORT_ROW { Mode::Columns } else { Mode::Rows }
+    if kernel.reads_across() || row_len < SHORT_ROW { Mode::Columns } else { Mode::Rows }
 }
 
 /// The innermost extent of a map, if some memory is walked in larger steps along it than along the

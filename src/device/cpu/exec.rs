@@ -606,7 +606,7 @@ impl<'p> Launch<'p> {
         let gather = &self.program.gathers[gather as usize];
         let slot = &self.program.slots[gather.slot];
         let size = slot.dtype.size();
-        let out_size = super::tile::class(slot.dtype).size();
+        let out_size = slot.dtype.held().size();
         // SAFETY: the caller's promise; an index is used only after it was found below the limit, and
         // the view reaches that far along the axis.
         unsafe {
@@ -667,10 +667,7 @@ unsafe fn fold_array(fold: TileFn, accumulate: TileFn, class: DType, values: *co
 /// # Safety
 /// `tile` has room for one element of `class`.
 unsafe fn write_param(tile: *mut u8, param: Scalar, class: DType) {
-    let (float, int) = match param {
-        Scalar::Float(x) => (x, x as i64),
-        Scalar::Int(i) => (i as f64, i),
-    };
+    let (float, int) = param.both();
     // SAFETY: the caller's promise; tiles are aligned.
     unsafe {
         match class {

@@ -193,14 +193,6 @@ fn random_element<const NORMAL: bool>(key: [u32; 2], at: u64) -> f32 {
     }
 }
 
-/// The type that a tile of `dtype` holds: f32 for f16 and bf16, u8 for bool.
-pub fn class(dtype: DType) -> DType {
-    match dtype {
-        DType::Bool => DType::U8,
-        other => other.compute(),
-    }
-}
-
 /// Chooses an instruction set's function.
 macro_rules! on {
     ($isa:expr, $S:ident => $e:expr) => {
@@ -233,7 +225,7 @@ pub fn elementwise(isa: Isa, op: Elementwise, dtype: DType) -> Option<TileFn> {
 pub fn elementwise_by_one(isa: Isa, op: Elementwise, dtype: DType) -> Option<TileFn> {
     macro_rules! binary {
         ($S:ident: $($V:ident)+) => {
-            match (op, class(dtype)) {
+            match (op, dtype.held()) {
                 $(
                     (Elementwise::$V, DType::F32) => Some($S::real_by_one::<functor::$V, f32> as TileFn),
                     (Elementwise::$V, DType::F64) => Some($S::real_by_one::<functor::$V, f64> as TileFn),
@@ -263,7 +255,7 @@ macro_rules! arm {
         }
     };
     (Num $V:ident $S:ident $dtype:ident) => {
-        match class($dtype) {
+        match $dtype.held() {
             DType::F32 => Some($S::real::<functor::$V, f32> as TileFn),
             DType::F64 => Some($S::real::<functor::$V, f64> as TileFn),
             DType::I64 => Some($S::int::<functor::$V, i64> as TileFn),
@@ -273,7 +265,7 @@ macro_rules! arm {
         }
     };
     (Cmp $V:ident $S:ident $dtype:ident) => {
-        match class($dtype) {
+        match $dtype.held() {
             DType::F32 => Some($S::cmp::<functor::$V, f32> as TileFn),
             DType::F64 => Some($S::cmp::<functor::$V, f64> as TileFn),
             DType::I64 => Some($S::cmp::<functor::$V, i64> as TileFn),
@@ -283,7 +275,7 @@ macro_rules! arm {
         }
     };
     (Test $V:ident $S:ident $dtype:ident) => {
-        match class($dtype) {
+        match $dtype.held() {
             DType::F32 => Some($S::test::<functor::$V, f32> as TileFn),
             DType::F64 => Some($S::test::<functor::$V, f64> as TileFn),
             _ => None,
@@ -293,7 +285,7 @@ macro_rules! arm {
         Some($S::logic::<functor::$V> as TileFn)
     };
     (Select $V:ident $S:ident $dtype:ident) => {
-        match class($dtype).size() {
+        match $dtype.held().size() {
             8 => Some($S::select::<u64> as TileFn),
             4 => Some($S::select::<u32> as TileFn),
             _ => Some($S::select::<u8> as TileFn),
@@ -325,7 +317,7 @@ pub fn cast(isa: Isa, from: DType, to: DType) -> Option<TileFn> {
             _ => S::convert::<A, f32>,
         }
     }
-    let same = class(from) == class(to) && (to != DType::Bool || from == DType::Bool);
+    let same = from.held() == to.held() && (to != DType::Bool || from == DType::Bool);
     if to.is_narrow() {
         match from {
             DType::F64 => return Some(on!(isa, S => S::convert::<f64, Odd>)),
@@ -335,7 +327,7 @@ pub fn cast(isa: Isa, from: DType, to: DType) -> Option<TileFn> {
             _ => {}
         }
     }
-    let fns = on!(isa, S => match class(from) {
+    let fns = on!(isa, S => match from.held() {
         DType::F64 => to_class::<S, f64>(to),
         DType::I64 => to_class::<S, i64>(to),
         DType::I32 => to_class::<S, i32>(to),

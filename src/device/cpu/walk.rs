@@ -116,7 +116,7 @@ pub unsafe fn load(
     start: usize,
     n: usize,
 ) {
-    let (from, to) = (dtype.size(), super::tile::class(dtype).size());
+    let (from, to) = (dtype.size(), dtype.held().size());
     walk.runs(start, n, |run| {
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.
         unsafe {
@@ -175,7 +175,7 @@ pub unsafe fn load_padded(
     start: usize,
     n: usize,
 ) {
-    let (from, to) = (dtype.size(), super::tile::class(dtype).size());
+    let (from, to) = (dtype.size(), dtype.held().size());
     let stride = walk.strides.last().copied().unwrap_or(0);
     let fill = |at: usize, position: isize, inside: Range<isize>, steps: usize| {
         let len = (inside.end - inside.start).max(0) as usize;
@@ -284,7 +284,7 @@ pub unsafe fn store(
     start: usize,
     n: usize,
 ) {
-    let (to, from) = (dtype.size(), super::tile::class(dtype).size());
+    let (to, from) = (dtype.size(), dtype.held().size());
     walk.runs(start, n, |run| {
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.
         unsafe {

@@ -5,15 +5,16 @@ use super::compile::{Compiler, PRELUDE};
 use super::cublaslt::{CublasLt, WORKSPACE};
 use super::event::{Event, Tickets};
 use super::staging::Staging;
-use crate::device::DeviceInfo;
+use crate::codegen::Machine;
 use crate::device::gpu::driver::{
     Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket,
 };
 use crate::device::gpu::translate::fingerprint;
+use crate::device::{DeviceInfo, lock};
 use rustc_hash::FxHashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 // Values from cuda.h.
@@ -117,10 +118,6 @@ impl Drop for Stream {
         // SAFETY: the stream is alive, and nobody uses it again; its work still runs.
         let _ = unsafe { self.driver.cuStreamDestroy_v2(self.handle) };
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What there is to know of a device without a context.
@@ -286,7 +283,7 @@ impl Driver for Cuda {
         DeviceInfo {
             name: Driver::name(self),
             model: Some(self.model.clone()),
-            memory: Some(self.memory),
+            memory: self.memory(),
             threads: self.multiprocessors,
             simd: self.chip,
             missing: missing.map(|reason| format!("matrix products by cuBLASLt: {reason}")).into_iter().collect(),
@@ -294,15 +291,20 @@ impl Driver for Cuda {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
+        let machine = Machine {
             threads: 1024,
             threadgroup_bytes: 48 << 10,
             buffers: PARAMETERS,
             argument_bytes: ARGUMENT_BYTES,
+            grid: MAX_GROUPS as usize,
             parallel_groups: self.multiprocessors * 8,
-            batch: 0,
             matrix_units: true,
-        }
+        };
+        Limits { machine, batch: 0 }
+    }
+
+    fn memory(&self) -> Option<usize> {
+        Some(self.memory)
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

@@ -2,8 +2,9 @@
 
 use super::api::{Driver, Failure, NOT_READY};
 use crate::device::gpu::driver::Ticket;
+use crate::device::lock;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// An event of the driver's; gone when dropped.
 pub(super) struct Event {
@@ -77,7 +78,7 @@ const MANY: usize = 64;
 
 impl Tickets {
     pub fn commit(&self, driver: &'static Driver, stream: usize) -> Result<Ticket, Failure> {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.0);
         if pending.events.len() >= MANY {
             pending.collect()?;
         }
@@ -94,7 +95,7 @@ impl Tickets {
 
     /// Whether the ticket's work has run.
     pub fn is_done(&self, ticket: Ticket) -> Result<bool, Failure> {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.0);
         if ticket.0 > pending.done {
             pending.collect()?;
         }
@@ -102,7 +103,7 @@ impl Tickets {
     }
 
     pub fn wait(&self, ticket: Ticket) -> Result<(), String> {
-        let pending = self.lock();
+        let pending = lock(&self.0);
         if ticket.0 <= pending.done {
             return Ok(());
         }
@@ -112,12 +113,8 @@ impl Tickets {
         drop(pending);
         event.wait()?;
         drop(event);
-        self.lock().finish(ticket);
+        lock(&self.0).finish(ticket);
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

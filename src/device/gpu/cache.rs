@@ -3,6 +3,7 @@
 use super::disk::{Disk, hash};
 use super::driver::{Driver, Function};
 use crate::device::cpu::threads;
+use crate::device::lock;
 use crate::error::{Error, Result};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
@@ -37,7 +38,7 @@ impl Kernels {
     }
 
     fn known<T>(&self, use_it: impl FnOnce(&mut Known) -> T) -> T {
-        use_it(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+        use_it(&mut lock(&self.known))
     }
 
     /// The kernel `name` of a source.
@@ -69,7 +70,7 @@ impl Kernels {
         threads::for_each(missing.len(), true, &|i| {
             let (source, name) = missing[i];
             if let Err(error) = self.function(source, name) {
-                errors.lock().unwrap_or_else(PoisonError::into_inner).push((i, error));
+                lock(&errors).push((i, error));
             }
         });
         let errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);

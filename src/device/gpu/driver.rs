@@ -4,6 +4,7 @@
 //! can tell, except that dispatches with no [`Driver::barrier`] between them may overlap. Calls come
 //! from one thread at a time (the runtime's lock), but for those whose comment says otherwise.
 
+use crate::codegen::Machine;
 use crate::device::DeviceInfo;
 use std::time::Duration;
 
@@ -27,21 +28,10 @@ pub(crate) struct Mark(pub u64);
 /// What kernels and the runtime have to keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Threads of a group.
-    pub threads: usize,
-    /// Bytes of threadgroup memory that a kernel may declare.
-    pub threadgroup_bytes: usize,
-    /// Buffers that a dispatch may bind, its arguments among them.
-    pub buffers: usize,
-    /// Bytes of arguments that a dispatch may carry.
-    pub argument_bytes: usize,
-    /// Groups that run at once, about: cores times the groups of a core.
-    pub parallel_groups: usize,
+    pub machine: Machine,
     /// Dispatches after which the runtime commits without being asked; 0 where every dispatch starts at
     /// once anyway.
     pub batch: usize,
-    /// Whether products of f16 matrices in shaders use the matrix units through `simdgroup_matrix`.
-    pub matrix_units: bool,
 }
 
 /// One run of a kernel. Groups and threads are counted along one to three dimensions.
@@ -51,7 +41,7 @@ pub(crate) struct Dispatch<'a> {
     /// The kernel's name, for messages.
     pub name: &'a str,
     pub groups: [u32; 3],
-    /// Threads of a group: at most [`Limits::threads`], a multiple of 32, along one dimension.
+    /// Threads of a group: at most [`Machine::threads`], a multiple of 32, along one dimension.
     pub threads: u32,
     /// Bound at `[[buffer(0)]]` and up.
     pub buffers: &'a [Address],
@@ -130,6 +120,11 @@ pub(crate) trait Driver: Send + Sync {
     fn info(&self) -> DeviceInfo;
 
     fn limits(&self) -> Limits;
+
+    /// Bytes of memory, if known.
+    fn memory(&self) -> Option<usize> {
+        None
+    }
 
     /// Memory of at least `bytes` bytes, aligned to 256, with unspecified contents; `None` when there is
     /// none to be had. From any thread.

@@ -2,6 +2,7 @@
 
 use super::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket};
 use super::runtime::Gpu;
+use crate::codegen::Machine;
 use crate::device::{Device, DeviceInfo, Kind};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -91,15 +92,16 @@ impl Driver for Fake {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
+        let machine = Machine {
             threads: 1024,
             threadgroup_bytes: 32 << 10,
             buffers: 31,
             argument_bytes: 4096,
+            grid: 65_535,
             parallel_groups: 1,
-            batch: self.batch,
             matrix_units: false,
-        }
+        };
+        Limits { machine, batch: self.batch }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

@@ -13,12 +13,13 @@
 use super::driver::Address;
 use super::queue::{Bound, Queue};
 use crate::device::buffer_pool::BufferPool;
+use crate::device::lock;
 use crate::device::memory::{DeviceAlloc, Storage};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Bytes of a record.
 pub(crate) const RECORD: usize = 16;
@@ -39,6 +40,13 @@ pub(crate) struct FaultSite {
     pub site: &'static Location<'static>,
     /// The size of the dimension.
     pub limit: usize,
+}
+
+impl FaultSite {
+    /// That an index was not below the limit.
+    pub fn error(&self, index: i64) -> Error {
+        Error::IndexOutOfRange { op: self.op, index, size: self.limit, site: self.site.to_string() }
+    }
 }
 
 /// What an evaluation came to.
@@ -118,10 +126,6 @@ struct State {
     /// In the order of the queue.
     pending: Vec<Pending>,
     found: Vec<Arc<Found>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Faults {
@@ -274,9 +278,7 @@ fn fault(record: &[u8; RECORD], sites: &[FaultSite]) -> Option<Error> {
     }
     let index = ((high as u64) << 32 | low as u64) as i64;
     Some(match (tag as usize).checked_sub(1).and_then(|i| sites.get(i)) {
-        Some(FaultSite { op, site, limit }) => {
-            Error::IndexOutOfRange { op, index, size: *limit, site: site.to_string() }
-        }
+        Some(site) => site.error(index),
         None => Error::internal("gpu::faults", format!("a kernel noted a fault of tag {tag}, which it was not given")),
     })
 }

@@ -12,7 +12,7 @@ use crate::graph::Scalar;
 use crate::ops::Elementwise;
 use crate::schedule::{Gemm, Kernel, Operand, Part};
 use smallvec::SmallVec;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Multiplications from which on a vendor's library multiplies.
 const LIBRARY_WORK: usize = 1 << 21;
@@ -32,8 +32,8 @@ enum Step {
 /// Dispatches of one source.
 struct Kernels {
     rendered: Rendered,
-    /// Of each call, once they are compiled.
-    functions: OnceLock<Vec<Function>>,
+    /// Of each call, once they are loaded.
+    functions: Vec<Function>,
 }
 
 /// A product that a vendor's library computes, if it can.
@@ -64,20 +64,14 @@ impl Program {
     /// # Errors
     /// [`Error::Compile`].
     pub fn compile(gpu: &Gpu, steps: &[Vec<Part>], dtype: &dyn Fn(u32) -> DType) -> Result<Vec<Program>> {
-        let limits = gpu.limits();
-        let machine = Machine {
-            threads: limits.threads,
-            threadgroup_bytes: limits.threadgroup_bytes,
-            argument_bytes: limits.argument_bytes,
-            parallel_groups: limits.parallel_groups,
-            matrix_units: limits.matrix_units,
-        };
-        let programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, &machine, dtype)).collect();
+        let machine = &gpu.limits().machine;
+        let mut programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, machine, dtype)).collect();
         let all = || programs.iter().flat_map(|program| &program.0).flat_map(Step::kernels);
         all().try_for_each(|kernels| kernels.check(gpu))?;
         gpu.prepare(&all().flat_map(Kernels::entries).collect::<Vec<_>>())?;
         // Once a plan has begun nothing may fail: see `engine::run`.
-        all().try_for_each(|kernels| kernels.functions(gpu).map(drop))?;
+        let mut steps = programs.iter_mut().flat_map(|program| &mut program.0);
+        steps.try_for_each(|step| step.kernels_mut().into_iter().try_for_each(|kernels| kernels.load(gpu)))?;
         Ok(programs)
     }
 
@@ -85,7 +79,7 @@ impl Program {
         let kernels: Vec<&Kernel> = parts.iter().map(|part| &part.kernel).collect();
         let mut rendered = codegen::render(&kernels, machine, dtype);
         let product = match (&kernels[..], &rendered[..]) {
-            ([kernel], [_]) if gpu.has_library() => Product::plan(kernel, machine, dtype),
+            ([kernel], [_]) if kernel.gemm.is_some() && gpu.has_library() => Product::plan(kernel, machine, dtype),
             _ => None,
         };
         if let Some((gemm, epilogue, then)) = product
@@ -109,18 +103,13 @@ impl Program {
     /// Out of memory.
     pub fn reserve(&self, gpu: &Gpu) -> Result<Vec<Storage>> {
         let mut held = Vec::new();
-        let own = |kernels: &Kernels| kernels.rendered.scratch.clone();
         for step in &self.0 {
-            let sizes = match step {
-                Step::Kernels(kernels) => own(kernels),
-                Step::Product(product) => {
-                    let mut sizes = own(&product.otherwise);
-                    sizes.extend(product.then.iter().flat_map(own));
-                    sizes.extend(product.then.iter().map(|_| product.sums()));
-                    sizes
-                }
+            let scratch = step.kernels().into_iter().flat_map(|kernels| &kernels.rendered.scratch).copied();
+            let sums = match step {
+                Step::Product(product) if product.then.is_some() => Some(product.sums()),
+                _ => None,
             };
-            for bytes in sizes {
+            for bytes in scratch.chain(sums) {
                 held.push(Storage::new(&gpu.pool, bytes)?);
             }
         }
@@ -149,6 +138,13 @@ impl Step {
             Step::Product(product) => [&product.otherwise].into_iter().chain(&product.then).collect(),
         }
     }
+
+    fn kernels_mut(&mut self) -> Vec<&mut Kernels> {
+        match self {
+            Step::Kernels(kernels) => vec![kernels],
+            Step::Product(product) => [&mut product.otherwise].into_iter().chain(&mut product.then).collect(),
+        }
+    }
 }
 
 impl Kernels {
@@ -157,14 +153,14 @@ impl Kernels {
     /// # Errors
     /// [`Error::DeviceFailed`] that names what is too much.
     fn check(&self, gpu: &Gpu) -> Result<()> {
-        let limits = gpu.limits();
+        let machine = &gpu.limits().machine;
         for call in &self.rendered.calls {
             let (buffers, bytes) = (call.buffers.len() + usize::from(!call.args.is_empty()), call.args.len());
-            if buffers > limits.buffers || bytes > limits.argument_bytes {
+            if buffers > machine.buffers || bytes > machine.argument_bytes {
                 let reason = format!(
                     "{} takes {buffers} buffers and {bytes} bytes of arguments, of {} and {}; evaluate a part of the \
                      graph first",
-                    call.name, limits.buffers, limits.argument_bytes
+                    call.name, machine.buffers, machine.argument_bytes
                 );
                 return Err(Error::DeviceFailed { device: gpu.name.clone(), op: "binding a kernel", reason });
             }
@@ -173,25 +169,21 @@ impl Kernels {
     }
 
     fn new(rendered: Rendered) -> Kernels {
-        Kernels { rendered, functions: OnceLock::new() }
+        Kernels { rendered, functions: Vec::new() }
     }
 
     fn entries(&self) -> Vec<(&str, &str)> {
         self.rendered.calls.iter().map(|call| (&self.rendered.source[..], &call.name[..])).collect()
     }
 
-    fn functions(&self, gpu: &Gpu) -> Result<&[Function]> {
-        if let Some(functions) = self.functions.get() {
-            return Ok(functions);
-        }
+    fn load(&mut self, gpu: &Gpu) -> Result<()> {
         let functions = self.entries().into_iter().map(|(source, name)| gpu.function(source, name));
-        let functions = functions.collect::<Result<Vec<_>>>()?;
-        Ok(self.functions.get_or_init(|| functions))
+        self.functions = functions.collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// `sums` is the memory of [`SUMS`].
     fn run(&self, gpu: &Gpu, bindings: &Bindings, sums: Option<&Storage>) -> Result<()> {
-        let functions = self.functions(gpu)?;
         let scratch = self.rendered.scratch.iter().map(|&bytes| Storage::new(&gpu.pool, bytes));
         let scratch = scratch.collect::<Result<SmallVec<[Storage; 2]>>>()?;
         let memory = |binding: &Binding| -> Result<Bound> {
@@ -208,7 +200,7 @@ impl Kernels {
                 }
             }
         };
-        for (call, &function) in self.rendered.calls.iter().zip(functions) {
+        for (call, &function) in self.rendered.calls.iter().zip(&self.functions) {
             let buffers = call.buffers.iter().map(memory).collect::<Result<SmallVec<[Bound; 8]>>>()?;
             let mut indirect: SmallVec<[Bound; 8]> = SmallVec::new();
             let args = arguments(call, bindings, |binding| {
@@ -256,10 +248,7 @@ fn arguments(
 
 /// A scalar as the kernel's arguments hold it.
 fn put_scalar(scalar: Scalar, class: DType, mut put: impl FnMut(&[u8])) {
-    let (float, int) = match scalar {
-        Scalar::Float(x) => (x, x as i64),
-        Scalar::Int(i) => (i as f64, i),
-    };
+    let (float, int) = scalar.both();
     match class {
         DType::F32 => put(&(float as f32).to_le_bytes()),
         DType::I64 => put(&int.to_le_bytes()),

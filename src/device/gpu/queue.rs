@@ -4,12 +4,13 @@
 //! barrier, or reads what was written, comes behind a new one. Everything else may overlap.
 
 use super::driver::{Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket};
+use crate::device::lock;
 use crate::error::{Error, Result};
 use rustc_hash::FxHashSet;
 use smallvec::SmallVec;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Bytes of bound buffers after which work is sent off, however few the dispatches: they take longer
@@ -90,7 +91,7 @@ impl Queue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A driver's failure as an error.

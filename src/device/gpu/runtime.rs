@@ -10,7 +10,6 @@ use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
 use crate::error::{Error, Result};
-use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -29,10 +28,6 @@ pub(crate) struct Gpu {
     faults: Faults,
 }
 
-// All state is behind locks that are entered though they are poisoned: nothing is half done when a call panics.
-impl UnwindSafe for Gpu {}
-impl RefUnwindSafe for Gpu {}
-
 impl Gpu {
     pub fn new(driver: Arc<dyn Driver>) -> Gpu {
         Gpu::with_cache(driver, Disk::of_user())
@@ -42,7 +37,7 @@ impl Gpu {
     pub fn with_cache(driver: Arc<dyn Driver>, disk: Option<Disk>) -> Gpu {
         let queue = Arc::new(Queue::new(driver.clone()));
         let default = PoolConfig::default();
-        let half = driver.info().memory.map(|bytes| bytes / 2);
+        let half = driver.memory().map(|bytes| bytes / 2);
         let config = PoolConfig { max_cached_bytes: half.unwrap_or(default.max_cached_bytes), ..default };
         Gpu {
             name: driver.name(),

@@ -20,25 +20,28 @@ mod tests;
 pub(crate) use fault::{Fault, FaultKind};
 
 use super::gpu::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic};
-use crate::device::DeviceInfo;
+use crate::codegen::Machine;
+use crate::device::{DeviceInfo, lock};
 use compile::{Compiler, Kernel};
 use memory::Memory;
 use queue::{Command, Work};
 use std::collections::HashMap;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const LIMITS: Limits = Limits {
+const MACHINE: Machine = Machine {
     threads: 1024,
     threadgroup_bytes: check::THREADGROUP_BYTES,
     buffers: 31,
     argument_bytes: 4096,
+    grid: 65_535,
     parallel_groups: 8,
-    batch: 64,
     matrix_units: true,
 };
+/// Dispatches of a batch.
+const BATCH: usize = 64;
 
 /// What the queue's thread and the others share.
 #[derive(Default)]
@@ -77,11 +80,6 @@ pub(crate) struct SoftMetal {
     front: Mutex<Front>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// A panic elsewhere leaves nothing half done that matters here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl SoftMetal {
@@ -152,7 +150,7 @@ impl Driver for SoftMetal {
     }
 
     fn limits(&self) -> Limits {
-        LIMITS
+        Limits { machine: MACHINE, batch: BATCH }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {
@@ -181,16 +179,16 @@ impl Driver for SoftMetal {
 
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {
         let &Dispatch { function, name, groups, threads, buffers, args, indirect } = dispatch;
-        if threads == 0 || threads as usize > LIMITS.threads || threads % shadow::LANES != 0 {
-            return self.limit(name, format!("{threads} threads: a multiple of 32 up to {}", LIMITS.threads));
+        if threads == 0 || threads as usize > MACHINE.threads || threads % shadow::LANES != 0 {
+            return self.limit(name, format!("{threads} threads: a multiple of 32 up to {}", MACHINE.threads));
         }
         let bound = buffers.len() + usize::from(!args.is_empty());
-        if bound > LIMITS.buffers {
-            return self.limit(name, format!("{bound} buffers, of at most {}", LIMITS.buffers));
+        if bound > MACHINE.buffers {
+            return self.limit(name, format!("{bound} buffers, of at most {}", MACHINE.buffers));
         }
-        if args.len() > LIMITS.argument_bytes {
+        if args.len() > MACHINE.argument_bytes {
             return self
-                .limit(name, format!("{} bytes of arguments, of at most {}", args.len(), LIMITS.argument_bytes));
+                .limit(name, format!("{} bytes of arguments, of at most {}", args.len(), MACHINE.argument_bytes));
         }
         let kernel = lock(&self.kernels).get(function.0 as usize).cloned().ok_or("no such function")?;
         let addresses = |list: &[Address]| list.iter().map(|a| a.0 as usize).collect();

@@ -9,6 +9,7 @@ use super::memory::Memory;
 use super::run::{Launch, Runner};
 use super::shadow::Shadow;
 use crate::device::gpu::driver::{AllocationTraffic, Traffic};
+use crate::device::lock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -211,7 +212,7 @@ impl Queue<'_> {
 
     /// Notes the traffic of a dispatch, if somebody asked for it.
     fn count(&self, work: &Work, regions: &[Region]) {
-        if let Some(list) = &mut *super::lock(&self.shared.traffic) {
+        if let Some(list) = &mut *lock(&self.shared.traffic) {
             let moved = |r: &Region| AllocationTraffic { bytes: r.bytes as u64, loaded: r.loaded, stored: r.stored };
             list.push(Traffic { name: work.name.clone(), allocations: regions.iter().map(moved).collect() });
         }
@@ -220,16 +221,16 @@ impl Queue<'_> {
 
 impl Shared {
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        super::lock(&self.memory)
+        lock(&self.memory)
     }
 
     fn progress(&self) -> std::sync::MutexGuard<'_, super::Progress> {
-        super::lock(&self.progress)
+        lock(&self.progress)
     }
 
     /// Notes findings: for whoever waits next, and for the record.
     fn report(&self, faults: Vec<Fault>) {
-        if let (false, Some(first)) = (faults.is_empty(), faults.first()) {
+        if let Some(first) = faults.first() {
             let mut progress = self.progress();
             let more = if faults.len() > 1 { format!(" (and {} more)", faults.len() - 1) } else { String::new() };
             progress.error.get_or_insert_with(|| format!("{first}{more}"));

@@ -1,8 +1,10 @@
 //! Layer 5: where the compiler meets the device. Snapshot, verify, plan, compile, run.
 
 use crate::device::cpu;
+use crate::device::gpu::driver::Ticket;
 use crate::device::gpu::faults::{FaultSite, Watch};
 use crate::device::gpu::program::Bindings;
+use crate::device::gpu::runtime::bound;
 use crate::device::gpu::{self, Gpu, queue};
 use crate::device::{Device, Kind, Storage};
 use crate::error::{Error, Result};
@@ -10,7 +12,7 @@ use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::Cell;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Plans that are kept; the least recently used goes first.
 const MAX_PLANS: usize = 1024;
@@ -30,21 +32,23 @@ pub struct Counters {
     pub dispatches: u64,
 }
 
-/// A plan made ready to run.
+/// A plan, made ready to run where it has been asked for.
 struct Compiled {
-    programs: Programs,
     plan: Plan,
+    /// As in the plan: launches of parts.
+    cpu: OnceLock<Vec<Vec<cpu::Program>>>,
+    gpu: OnceLock<Vec<gpu::Program>>,
+    /// Whether any launch reads indices.
+    can_fault: bool,
 }
 
-/// The launches of a plan, as its device runs them.
-enum Programs {
-    /// As in the plan: launches of parts.
-    Cpu(Vec<Vec<cpu::Program>>),
-    Gpu {
-        launches: Vec<gpu::Program>,
-        /// Whether any reads indices.
-        can_fault: bool,
-    },
+/// What an evaluation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The results are needed some time.
+    Later,
+    /// Somebody waits for the results.
+    Reading,
 }
 
 #[derive(Default)]
@@ -94,18 +98,18 @@ pub(crate) fn kernels_of_thread() -> u64 {
 /// # Errors
 /// An index out of range, memory that cannot be had. The roots then stay pending: nothing that they
 /// need is lost. On a GPU an index out of range shows when elements are read.
-pub(crate) fn evaluate(roots: &[NodeRef]) -> Result<()> {
+pub(crate) fn evaluate(roots: &[NodeRef], purpose: Purpose) -> Result<()> {
     let mut devices: Vec<&Device> = Vec::new();
     for root in roots.iter().filter(|root| root.depth() > 0) {
         if !devices.contains(&&root.device) {
             devices.push(&root.device);
         }
     }
-    devices.into_iter().try_for_each(|device| evaluate_on(device, roots))
+    devices.into_iter().try_for_each(|device| evaluate_on(device, roots, purpose))
 }
 
 /// The roots on one device.
-fn evaluate_on(device: &Device, roots: &[NodeRef]) -> Result<()> {
+fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<()> {
     let options = Options { fuse: FUSE.get() };
     loop {
         // One evaluation at a time: plans may overwrite buffers that no other graph can see.
@@ -123,19 +127,96 @@ fn evaluate_on(device: &Device, roots: &[NodeRef]) -> Result<()> {
         // Plans are the same on all devices; programs are not.
         snapshot.key.push(device.id() as u64);
         drop(pending);
-        if let Some(compiled) = engine.find(&snapshot.key) {
-            let launches = compiled.plan.steps.len() as u64;
-            engine.counters.evaluations += 1;
-            engine.counters.kernels += launches;
-            KERNELS.set(KERNELS.get() + launches);
-            return run(&compiled, &snapshot, device);
+        // Compilers take their time, and so may a GPU: others go on meanwhile. What they evaluate may change this
+        // graph, so it is looked at again.
+        let Some(compiled) = engine.find(&snapshot.key) else {
+            drop(engine);
+            let compiled = Compiled::new(plan(&snapshot, &options)?);
+            compiled.prepare(compiled.place(device, purpose), &snapshot)?;
+            self::engine().keep(snapshot.key, Arc::new(compiled));
+            continue;
+        };
+        let place = compiled.place(device, purpose);
+        if !compiled.is_prepared(place) {
+            drop(engine);
+            compiled.prepare(place, &snapshot)?;
+            continue;
         }
-        // Compilers take their time: others go on meanwhile. What they evaluate may change this graph, so it is
-        // looked at again.
-        drop(engine);
-        let compiled = Arc::new(compile(&snapshot, device, &options)?);
-        self::engine().keep(snapshot.key, compiled);
+        if let Place::Shared(gpu) = place
+            && let Some(ticket) = busy(gpu, &compiled.plan, &snapshot)?
+        {
+            drop(engine);
+            gpu.queue().wait(ticket)?;
+            continue;
+        }
+        let launches = compiled.plan.steps.len() as u64;
+        engine.counters.evaluations += 1;
+        engine.counters.kernels += launches;
+        KERNELS.set(KERNELS.get() + launches);
+        return run(&compiled, &snapshot, device, place);
     }
+}
+
+/// Where a plan runs.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Cpu,
+    Gpu(&'a Gpu),
+    /// On the CPU, in memory that it shares with a GPU: see [`Device::set_cpu_threshold`].
+    Shared(&'a Gpu),
+}
+
+impl Compiled {
+    fn new(plan: Plan) -> Compiled {
+        let can_fault = plan.steps.iter().flatten().any(|part| part.kernel.can_fault());
+        Compiled { plan, cpu: OnceLock::new(), gpu: OnceLock::new(), can_fault }
+    }
+
+    fn place<'a>(&self, device: &'a Device, purpose: Purpose) -> Place<'a> {
+        match &device.0 {
+            Kind::Cpu(_) => Place::Cpu,
+            Kind::Gpu(gpu) if purpose == Purpose::Reading && self.plan.report.cost() <= device.cpu_threshold() => {
+                Place::Shared(gpu)
+            }
+            Kind::Gpu(gpu) => Place::Gpu(gpu),
+        }
+    }
+
+    fn is_prepared(&self, place: Place) -> bool {
+        match place {
+            Place::Cpu | Place::Shared(_) => self.cpu.get().is_some(),
+            Place::Gpu(_) => self.gpu.get().is_some(),
+        }
+    }
+
+    /// Compiles what runs there.
+    fn prepare(&self, place: Place, snapshot: &Snapshot) -> Result<()> {
+        let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
+        log_plan(&self.plan, place);
+        match place {
+            Place::Gpu(gpu) => {
+                let programs = gpu::Program::compile(gpu, &self.plan.steps, &dtype)?;
+                let _ = self.gpu.set(programs);
+            }
+            Place::Cpu | Place::Shared(_) => {
+                let program =
+                    |part: &schedule::Part| cpu::Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
+                let steps = self.plan.steps.iter().map(|step| step.iter().map(program).collect());
+                let _ = self.cpu.set(steps.collect::<Result<_>>()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last work of a GPU that keeps the host from what a plan reads.
+fn busy(gpu: &Gpu, plan: &Plan, snapshot: &Snapshot) -> Result<Option<Ticket>> {
+    let reads: FxHashSet<u32> = plan.steps.iter().flatten().flat_map(|part| part.kernel.reads()).collect();
+    let inputs = reads.into_iter().map(|node| &snapshot.entries[node as usize]).filter(|entry| entry.realized);
+    let memory = inputs.filter_map(|entry| Some((entry.node.storage()?, entry.donatable)));
+    let memory = memory.map(|(storage, writes)| bound(&storage, writes)).collect::<Result<Vec<_>>>()?;
+    let ticket = gpu.queue().due(memory.into_iter())?;
+    Ok(ticket.filter(|&ticket| !gpu.queue().driver().is_done(ticket)))
 }
 
 /// The report of the plan that would compute `roots`.
@@ -155,29 +236,17 @@ fn plan(snapshot: &Snapshot, options: &Options) -> Result<Plan> {
     schedule::plan(snapshot, options)
 }
 
-fn compile(snapshot: &Snapshot, device: &Device, options: &Options) -> Result<Compiled> {
-    let plan = plan(snapshot, options)?;
-    log_plan(&plan);
-    let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
-    let programs = match &device.0 {
-        Kind::Cpu(_) => {
-            let program =
-                |part: &schedule::Part| cpu::Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
-            let steps = plan.steps.iter().map(|step| step.iter().map(program).collect());
-            Programs::Cpu(steps.collect::<Result<_>>()?)
-        }
-        Kind::Gpu(gpu) => Programs::Gpu {
-            launches: gpu::Program::compile(gpu, &plan.steps, &dtype)?,
-            can_fault: plan.steps.iter().flatten().any(|part| part.kernel.can_fault()),
-        },
-    };
-    Ok(Compiled { programs, plan })
-}
-
-fn log_plan(plan: &Plan) {
+fn log_plan(plan: &Plan, place: Place) {
     static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("plan")));
     if *LOG {
-        eprint!("tensorlogic plan: {}", plan.report);
+        let cost = plan.report.cost();
+        match place {
+            Place::Cpu => eprint!("tensorlogic plan: {}", plan.report),
+            Place::Gpu(gpu) => eprint!("tensorlogic plan on {}, cost {cost}: {}", gpu.name, plan.report),
+            Place::Shared(gpu) => {
+                eprint!("tensorlogic plan of {} on the CPU, cost {cost} (TL_CPU_THRESHOLD): {}", gpu.name, plan.report)
+            }
+        }
     }
 }
 
@@ -200,17 +269,29 @@ impl Engine {
     }
 }
 
-fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> {
+fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) -> Result<()> {
     let plan = &compiled.plan;
     // All memory first: from here on nothing can fail but an index, and plans with indices overwrite
     // no leaf.
-    let slots = allocate(device, &plan.slots)?;
+    let slots = allocate(device, &plan.slots, place)?;
     let mut memory: Memory =
         Memory(snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect());
-    match (&compiled.programs, &device.0) {
-        (Programs::Cpu(programs), _) => run_on_cpu(plan, programs, snapshot, &slots, &mut memory)?,
-        (Programs::Gpu { launches, can_fault }, Kind::Gpu(gpu)) => {
-            let watch = gpu.watch(*can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
+    let unprepared = || Error::internal("engine::run", "a plan that is not prepared");
+    match place {
+        Place::Cpu => {
+            let programs = compiled.cpu.get().ok_or_else(unprepared)?;
+            run_on_cpu(plan, programs, snapshot, &slots, &mut memory, None)?;
+        }
+        Place::Shared(gpu) => {
+            let programs = compiled.cpu.get().ok_or_else(unprepared)?;
+            for storage in memory.0.iter().flatten() {
+                gpu.judge(storage.verdict().as_deref())?;
+            }
+            run_on_cpu(plan, programs, snapshot, &slots, &mut memory, Some(gpu))?;
+        }
+        Place::Gpu(gpu) => {
+            let launches = compiled.gpu.get().ok_or_else(unprepared)?;
+            let watch = gpu.watch(compiled.can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
             let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
@@ -219,7 +300,6 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device) -> Result<()> 
                 memory.of(node)?.set_verdict(verdict.clone().filter(|_| suspects.contains(&node)));
             }
         }
-        _ => return Err(Error::internal("engine::run", "a plan of another device")),
     }
     for &node in &plan.kept {
         if let Some(storage) = memory.0[node as usize].clone() {
@@ -269,20 +349,28 @@ impl Memory {
     }
 }
 
+/// With `shared`, in memory of that GPU.
 fn run_on_cpu(
     plan: &Plan,
     programs: &[Vec<cpu::Program>],
     snapshot: &Snapshot,
     slots: &[Arc<Storage>],
     memory: &mut Memory,
+    shared: Option<&Gpu>,
 ) -> Result<()> {
     let params = snapshot.params();
     for (step, programs) in plan.steps.iter().zip(programs) {
         memory.provide(step, slots);
-        let buffers = |program: &cpu::Program| {
-            program.buffers.iter().map(|&node| memory.of(node)?.host()).collect::<Result<Vec<_>>>()
+        let view = |node: u32| match shared {
+            None => Ok(memory.of(node)?.host()?.view()),
+            Some(gpu) => {
+                let writes = step.iter().any(|part| part.outputs.iter().any(|&(output, _)| output == node));
+                let view = gpu.host_view(memory.of(node)?, writes)?;
+                view.ok_or_else(|| Error::internal("engine::run", "a GPU with memory of its own"))
+            }
         };
-        let parts = programs.iter().map(|p| Ok((p, buffers(p)?))).collect::<Result<Vec<_>>>()?;
+        let views = |program: &cpu::Program| program.buffers.iter().map(|&node| view(node)).collect::<Result<Vec<_>>>();
+        let parts = programs.iter().map(|p| Ok((p, views(p)?))).collect::<Result<Vec<_>>>()?;
         cpu::launch(&parts, &params)
             .map_err(|fault| fault_site(snapshot, fault.node, fault.limit).error(fault.index))?;
     }
@@ -310,8 +398,14 @@ fn run_on_gpu(
     Ok(())
 }
 
-fn allocate(device: &Device, sizes: &[usize]) -> Result<Vec<Arc<Storage>>> {
-    sizes.iter().map(|&bytes| Ok(Arc::new(Storage::new(device.buffer_pool(), bytes)?))).collect()
+fn allocate(device: &Device, sizes: &[usize], place: Place) -> Result<Vec<Arc<Storage>>> {
+    let pool = device.buffer_pool();
+    let storage = |bytes| match place {
+        Place::Cpu | Place::Gpu(_) => Storage::new(pool, bytes),
+        // What the host writes must not be in use.
+        Place::Shared(_) => Storage::idle(pool, bytes),
+    };
+    sizes.iter().map(|&bytes| Ok(Arc::new(storage(bytes)?))).collect()
 }
 
 /// Where a node's index that is not below a limit was asked for.

@@ -55,6 +55,15 @@ pub fn device_time<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(T, D
     device.timed(work)
 }
 
+/// Runs `work` and tells the device's time for each dispatch of what is evaluated meanwhile, by name and in order. They
+/// run one by one, so that their sum is more than the time of all of them together.
+///
+/// # Errors
+/// The CPU, which does not tell them; a device that fails.
+pub fn profile<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(T, Vec<(String, Duration)>)> {
+    device.profile(work)
+}
+
 /// Runs `work` and tells what the dispatches of what it evaluates move, and those of other threads meanwhile. Only
 /// soft Metal counts that.
 ///

@@ -32,6 +32,17 @@ pub trait RawAlloc: Send + Sync + 'static {
     /// A device that fails.
     fn zero(&self, raw: &mut Self::Raw, bytes: usize) -> Result<()>;
 
+    /// Whether nothing that was asked for uses the memory any more.
+    fn is_idle(&self, raw: &Self::Raw) -> bool {
+        let _ = raw;
+        true
+    }
+
+    /// Whether the system is short of memory: nothing is then kept that fresh memory could take the place of.
+    fn is_pressed(&self) -> bool {
+        false
+    }
+
     /// Waits until what was freed is free; `false` where that is so at once. An allocation that failed
     /// is tried again after it.
     fn reclaim(&self) -> bool {
@@ -122,6 +133,24 @@ impl<A: RawAlloc> BufferPool<A> {
         Ok(buffer)
     }
 
+    /// A buffer of at least `bytes` bytes with unspecified contents that nothing on the device uses any more: the one
+    /// that was freed first, or else fresh memory.
+    ///
+    /// # Errors
+    /// As [`BufferPool::get_uninit`].
+    pub fn get_idle(&self, bytes: usize) -> Result<Buffer<A>> {
+        let class = size_class(bytes);
+        let alloc = &self.shared.alloc;
+        let cached = self.shared.with_books(|books| books.take_oldest(class, |raw| alloc.is_idle(raw)));
+        let (buffer, _) = self.provide(bytes, class, cached, false)?;
+        Ok(buffer)
+    }
+
+    /// A buffer of memory that was had elsewhere; when it is dropped, the memory is given back rather than kept.
+    pub(crate) fn adopt(&self, raw: A::Raw, bytes: usize) -> Buffer<A> {
+        Buffer { raw: Some(raw), len: bytes, capacity: 0, home: Arc::clone(&self.shared) }
+    }
+
     /// The counters, all of one moment.
     pub fn stats(&self) -> BufferPoolStats {
         self.shared.with_books(|books| books.stats)
@@ -177,6 +206,11 @@ impl<A: RawAlloc> BufferPool<A> {
     fn get(&self, bytes: usize, zeroed: bool) -> Result<(Buffer<A>, bool)> {
         let class = size_class(bytes);
         let cached = self.shared.with_books(|books| books.take(class));
+        self.provide(bytes, class, cached, zeroed)
+    }
+
+    /// What the cache had, or else fresh memory.
+    fn provide(&self, bytes: usize, class: usize, cached: Option<A::Raw>, zeroed: bool) -> Result<(Buffer<A>, bool)> {
         let reused = cached.is_some();
         let raw = cached.or_else(|| self.shared.allocate(class, zeroed)).ok_or_else(|| self.out_of_memory(bytes))?;
         let home = Arc::clone(&self.shared);
@@ -267,7 +301,8 @@ impl<A: RawAlloc> Shared<A> {
 
     /// Fresh memory of a class, at the cost of cached buffers where the limit or the device demands.
     fn allocate(&self, class: usize, zeroed: bool) -> Option<A::Raw> {
-        let evicted = self.with_books(|books| books.reserve(class))?;
+        let pressed = self.alloc.is_pressed();
+        let evicted = self.with_books(|books| books.reserve(class, pressed))?;
         drop(evicted);
         let raw = self.alloc.alloc(class, zeroed).or_else(|| {
             let evicted = self.with_books(|books| books.evict_down_to(0));
@@ -303,22 +338,38 @@ impl<R> Books<R> {
     fn take(&mut self, class: usize) -> Option<R> {
         self.stats.allocation_count += 1;
         let raw = self.free.get_mut(&class)?.pop_back()?.raw;
+        self.reuse(class);
+        Some(raw)
+    }
+
+    /// As [`Books::take`], but the buffer that came back first, and only if it will do.
+    fn take_oldest(&mut self, class: usize, will_do: impl FnOnce(&R) -> bool) -> Option<R> {
+        self.stats.allocation_count += 1;
+        let queue = self.free.get_mut(&class)?;
+        if !will_do(&queue.front()?.raw) {
+            return None;
+        }
+        let raw = queue.pop_front()?.raw;
+        self.reuse(class);
+        Some(raw)
+    }
+
+    fn reuse(&mut self, class: usize) {
         self.stats.reuse_count += 1;
         self.uncached(class);
         self.in_use(class);
-        Some(raw)
     }
 
     /// Makes room under the limit for an allocation; `None` if the buffers in use leave none. No
     /// allocator goes beyond `isize::MAX`, and with that as a limit no sum of bytes overflows.
-    fn reserve(&mut self, class: usize) -> Option<Vec<R>> {
+    fn reserve(&mut self, class: usize, pressed: bool) -> Option<Vec<R>> {
         let limit = self.config.memory_limit.min(isize::MAX as usize);
         let committed = self.stats.bytes_in_use.checked_add(self.pending_bytes)?.checked_add(class)?;
         if committed > limit {
             return None;
         }
         self.pending_bytes += class;
-        Some(self.evict_down_to(self.cache_room()))
+        Some(self.evict_down_to(if pressed { 0 } else { self.cache_room() }))
     }
 
     /// Ends what [`Books::reserve`] began.

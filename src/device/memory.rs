@@ -23,6 +23,8 @@ pub struct DeviceMemory(Memory);
 enum Memory {
     Host(HostMemory),
     Gpu(GpuMemory),
+    /// Memory of a GPU, which the host reads.
+    Seen(HostMemory, #[expect(dead_code, reason = "keeps the memory")] Arc<Storage>),
 }
 
 impl DeviceAlloc {
@@ -50,6 +52,20 @@ impl RawAlloc for DeviceAlloc {
             (Alloc::Host(alloc), Memory::Host(memory)) => alloc.zero(memory, bytes),
             (Alloc::Gpu(alloc), Memory::Gpu(memory)) => alloc.zero(memory, bytes),
             _ => Err(Error::internal("device::memory", "memory of another device")),
+        }
+    }
+
+    fn is_idle(&self, raw: &DeviceMemory) -> bool {
+        match (&self.0, &raw.0) {
+            (Alloc::Gpu(alloc), Memory::Gpu(memory)) => alloc.is_idle(memory),
+            _ => true,
+        }
+    }
+
+    fn is_pressed(&self) -> bool {
+        match &self.0 {
+            Alloc::Host(alloc) => alloc.is_pressed(),
+            Alloc::Gpu(alloc) => alloc.is_pressed(),
         }
     }
 
@@ -92,6 +108,34 @@ impl Storage {
         Ok(Storage { buffer: pool.get_zeroed(bytes)?, verdict: Mutex::new(None) })
     }
 
+    /// `bytes` bytes with unspecified contents that nothing on the device uses.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn idle(pool: &BufferPool<DeviceAlloc>, bytes: usize) -> Result<Storage> {
+        Ok(Storage { buffer: pool.get_idle(bytes)?, verdict: Mutex::new(None) })
+    }
+
+    /// The first `bytes` bytes of memory of a GPU that it has imported.
+    pub fn imported(pool: &BufferPool<DeviceAlloc>, memory: GpuMemory, bytes: usize) -> Storage {
+        Storage { buffer: pool.adopt(DeviceMemory(Memory::Gpu(memory)), bytes), verdict: Mutex::new(None) }
+    }
+
+    /// The memory of a GPU's storage, for the host.
+    pub fn seen(pool: &BufferPool<DeviceAlloc>, memory: HostMemory, of: Arc<Storage>) -> Storage {
+        let bytes = of.len();
+        Storage { buffer: pool.adopt(DeviceMemory(Memory::Seen(memory, of)), bytes), verdict: Mutex::new(None) }
+    }
+
+    /// Whether others see the memory, too, so that nothing may be written over what it holds.
+    pub fn is_shared(&self) -> bool {
+        match &self.buffer.raw().0 {
+            Memory::Host(_) => false,
+            Memory::Gpu(memory) => memory.is_imported(),
+            Memory::Seen(..) => true,
+        }
+    }
+
     /// Bytes that were asked for.
     pub fn len(&self) -> usize {
         self.buffer.len()
@@ -103,7 +147,7 @@ impl Storage {
     /// [`Error::Internal`] if it is not.
     pub fn host(&self) -> Result<&HostMemory> {
         match &self.buffer.raw().0 {
-            Memory::Host(memory) => Ok(memory),
+            Memory::Host(memory) | Memory::Seen(memory, _) => Ok(memory),
             Memory::Gpu(_) => Err(Error::internal("device::memory", "the host was handed a GPU's memory")),
         }
     }
@@ -115,15 +159,15 @@ impl Storage {
     pub fn host_mut(&mut self) -> Result<&mut HostMemory> {
         match &mut self.buffer.raw_mut().0 {
             Memory::Host(memory) => Ok(memory),
-            Memory::Gpu(_) => Err(Error::internal("device::memory", "the host was handed a GPU's memory")),
+            _ => Err(Error::internal("device::memory", "the host was handed a GPU's memory")),
         }
     }
 
     /// Where it lies, if that is on a GPU.
     pub fn address(&self) -> Option<Address> {
         match &self.buffer.raw().0 {
-            Memory::Host(_) => None,
             Memory::Gpu(memory) => Some(memory.address()),
+            _ => None,
         }
     }
 

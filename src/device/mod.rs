@@ -20,6 +20,7 @@ use gpu::Gpu;
 use gpu::driver::Driver;
 use random::RandomStream;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -187,6 +188,30 @@ impl Device {
         self.buffer_pool().set_memory_limit(bytes);
     }
 
+    /// Has graphs of up to `cost` computed by the CPU, where that is possible and somebody waits for them: the GPU and
+    /// the CPU share their memory, and elements are being read. A kernel costs the bytes that it reads and writes and its
+    /// arithmetic operations, a transcendental function counted as eight. To have a GPU begin and to wait for it takes
+    /// longer than small graphs do; by default that is 131,072 on Metal. 0 keeps everything on the GPU.
+    /// `TL_CPU_THRESHOLD` sets it from outside; `TL_LOG=plan` says where a plan runs.
+    ///
+    /// Results of the two may differ in the last bits. Which one computes a graph follows from the graph and from whether
+    /// it is read or only evaluated, not from how busy the GPU is. Without effect on other devices.
+    pub fn set_cpu_threshold(&self, cost: usize) {
+        if let Kind::Gpu(gpu) = &self.0
+            && gpu.queue().unified().is_some()
+        {
+            gpu.cpu_threshold.store(cost, Ordering::Relaxed);
+        }
+    }
+
+    /// What [`Device::set_cpu_threshold`] set; 0 on devices where it has no effect.
+    pub fn cpu_threshold(&self) -> usize {
+        match &self.0 {
+            Kind::Cpu(_) => 0,
+            Kind::Gpu(gpu) => gpu.cpu_threshold.load(Ordering::Relaxed),
+        }
+    }
+
     fn random(&self) -> &RandomStream {
         match &self.0 {
             Kind::Cpu(cpu) => &cpu.random,
@@ -228,15 +253,24 @@ impl Device {
     }
 
     /// A copy, in memory of this device, of `bytes` bytes of realized memory of another, from `offset` on.
-    pub(crate) fn bring(&self, from: &Device, storage: &Storage, offset: usize, bytes: usize) -> Result<Storage> {
+    /// Between the CPU and a GPU with unified memory it is the same memory, if it is all of it.
+    pub(crate) fn bring(&self, from: &Device, storage: &Arc<Storage>, offset: usize, bytes: usize) -> Result<Storage> {
+        let whole = offset == 0 && bytes == storage.len();
         match (&from.0, &self.0) {
-            (Kind::Cpu(_), _) => self.upload(&cpu::bytes(storage)?[offset..offset + bytes]),
+            (Kind::Cpu(_), Kind::Gpu(to)) => {
+                let imported = if whole { to.import(storage)? } else { None };
+                imported.map_or_else(|| to.upload(&cpu::bytes(storage)?[offset..offset + bytes]), Ok)
+            }
+            (Kind::Cpu(_), Kind::Cpu(_)) => self.upload(&cpu::bytes(storage)?[offset..offset + bytes]),
             (Kind::Gpu(from), Kind::Gpu(to)) => {
                 let mut host = vec![0; bytes];
                 from.download(storage, offset, &mut host)?;
                 to.upload(&host)
             }
             (Kind::Gpu(from), Kind::Cpu(to)) => {
+                if whole && let Some(seen) = from.export(storage, &to.pool)? {
+                    return Ok(seen);
+                }
                 let mut copy = Storage::new(&to.pool, bytes)?;
                 cpu::fill(&mut copy, |out| from.download(storage, offset, out))?;
                 Ok(copy)
@@ -253,6 +287,14 @@ impl Device {
                 let result = work();
                 Ok((result, start.elapsed()))
             }
+        }
+    }
+
+    /// What `work` submits, and how long the device takes for each dispatch.
+    pub(crate) fn profile<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<(String, Duration)>)> {
+        match &self.0 {
+            Kind::Gpu(gpu) => gpu.profile(work),
+            Kind::Cpu(_) => Err(Error::arg("profile", "the CPU does not tell the times of kernels; use a GPU")),
         }
     }
 

@@ -106,9 +106,9 @@ impl Snapshot {
     }
 }
 
-/// Whether no other node shares the buffer (a reshaped twin would).
+/// Whether no other node shares the buffer (a reshaped twin would), and nobody else its memory.
 fn owns_storage(node: &NodeRef) -> bool {
-    node.state().storage.as_ref().is_some_and(|storage| Arc::strong_count(storage) == 1)
+    node.state().storage.as_ref().is_some_and(|storage| Arc::strong_count(storage) == 1 && !storage.is_shared())
 }
 
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! What a plan says of itself.
 
-use super::kernel::{Kernel, ValueOp};
+use super::kernel::{Kernel, Level, ValueOp};
 use super::plan::{Part, op_weight};
 use crate::graph::{Op, Snapshot};
 use std::fmt::{Display, Formatter};
@@ -53,10 +53,15 @@ impl Report {
             loops: format!("{:?} x {:?}", kernel.outer, kernel.inner),
             bytes_read: each(&|k| k.reads().iter().map(|&n| node(n).bytes()).sum()),
             bytes_written: each(&|k| k.outputs.iter().map(|o| node(o.node).bytes()).sum()),
-            flops: each(&flops),
+            flops: each(&Kernel::operations),
             in_place: parts.iter().map(|p| p.in_place.len()).sum(),
             site: root.site.to_string(),
         });
+    }
+
+    /// Bytes that are read and written, and operations.
+    pub fn cost(&self) -> usize {
+        self.kernels.iter().map(|kernel| kernel.bytes_read + kernel.bytes_written + kernel.flops).sum()
     }
 
     pub fn edge(&mut self, graph: &Snapshot, node: u32, reader: u32, reason: &str) {
@@ -70,8 +75,7 @@ impl Report {
 
 fn kind(kernel: &Kernel) -> &'static str {
     let folds = kernel.has_reduce();
-    let elements =
-        kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == super::kernel::Level::Element);
+    let elements = kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == Level::Element);
     match kernel.gemm {
         _ if kernel.scatter.is_some() => "scatter",
         Some(_) => "matmul",
@@ -81,26 +85,28 @@ fn kind(kernel: &Kernel) -> &'static str {
     }
 }
 
-fn flops(kernel: &Kernel) -> usize {
-    use super::kernel::Level;
-    let (rows, elements) = (kernel.rows(), kernel.rows() * kernel.row_len());
-    let of_values: usize = kernel
-        .values
-        .iter()
-        .map(|v| {
-            let (weight, level) = match v.op {
-                ValueOp::Elementwise { op, .. } => (op_weight(op), v.level),
-                ValueOp::Reduce { .. } => (1, Level::Element),
-                ValueOp::Finish { .. } => (1, Level::Row),
-                ValueOp::Random { .. } => (60, v.level),
-                _ => (0, v.level),
-            };
-            weight * [1, rows, elements][level as usize]
-        })
-        .sum();
-    let of_product = kernel.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.products());
-    let of_scatter = kernel.scatter.as_ref().map_or(0, |s| s.extents.iter().product());
-    of_values + of_product + of_scatter
+impl Kernel {
+    /// Arithmetic operations, a transcendental function counted as eight.
+    pub fn operations(&self) -> usize {
+        let (rows, elements) = (self.rows(), self.rows() * self.row_len());
+        let of_values: usize = self
+            .values
+            .iter()
+            .map(|v| {
+                let (weight, level) = match v.op {
+                    ValueOp::Elementwise { op, .. } => (op_weight(op), v.level),
+                    ValueOp::Reduce { .. } => (1, Level::Element),
+                    ValueOp::Finish { .. } => (1, Level::Row),
+                    ValueOp::Random { .. } => (60, v.level),
+                    _ => (0, v.level),
+                };
+                weight * [1, rows, elements][level as usize]
+            })
+            .sum();
+        let of_product = self.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.products());
+        let of_scatter = self.scatter.as_ref().map_or(0, |s| s.extents.iter().product());
+        of_values + of_product + of_scatter
+    }
 }
 
 impl Display for Report {

@@ -24,7 +24,7 @@ pub use read::Readback;
 
 use crate::device::{Device, Storage};
 use crate::dtype::DType;
-use crate::engine;
+use crate::engine::{self, Purpose};
 use crate::error::{Error, Result};
 use crate::graph::{Node, NodeRef, Op};
 use crate::schedule::Report;
@@ -100,7 +100,7 @@ impl Tensor {
     /// # Errors
     /// What can only fail with data at hand: an index out of range, memory that cannot be had.
     pub fn eval(&self) -> Result<()> {
-        engine::evaluate(std::slice::from_ref(&self.0))
+        engine::evaluate(std::slice::from_ref(&self.0), Purpose::Later)
     }
 
     /// What evaluating this tensor would run: each kernel with its ops, bytes and operations, and why
@@ -165,7 +165,7 @@ impl Tensor {
 /// As [`Tensor::eval`].
 pub fn eval(tensors: &[&Tensor]) -> Result<()> {
     let nodes: Vec<NodeRef> = tensors.iter().map(|t| t.0.clone()).collect();
-    engine::evaluate(&nodes)
+    engine::evaluate(&nodes, Purpose::Later)
 }
 
 /// The account that [`Tensor::explain`] gives; print it.

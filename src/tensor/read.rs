@@ -5,6 +5,7 @@ use super::create::host_vec;
 use crate::device::gpu::readback::Pending;
 use crate::device::{Device, Kind, Storage, cpu, read_bytes};
 use crate::dtype::Element;
+use crate::engine::{self, Purpose};
 use crate::error::{Error, Result};
 use crate::graph::{Node, Track, is_recording};
 use crate::shape::{Dims, Strides, position};
@@ -33,8 +34,8 @@ impl Tensor {
         if self.numel() == 0 {
             return Ok(Readback(State::Ready(Vec::new())));
         }
-        let (storage, start) = self.stretch()?;
-        let pending = Pending::new(gpu, &storage, start * size_of::<T>(), self.numel() * size_of::<T>())?;
+        let (storage, start) = self.stretch(Purpose::Later)?;
+        let pending = Pending::new(gpu, storage, start * size_of::<T>(), self.numel() * size_of::<T>())?;
         Ok(Readback(State::Pending(pending, host_vec(self.numel())?)))
     }
 
@@ -118,7 +119,7 @@ impl Tensor {
         if self.numel() == 0 {
             return Tensor::empty(*self.shape(), self.dtype(), device);
         }
-        let (storage, start) = self.stretch()?;
+        let (storage, start) = self.stretch(Purpose::Reading)?;
         let size = self.dtype().size();
         let moved = device.bring(self.device(), &storage, start * size, self.numel() * size)?;
         let node = Node::realized(Arc::new(moved), *self.shape(), self.dtype(), device.clone(), Location::caller());
@@ -146,10 +147,10 @@ impl Tensor {
             return Ok(());
         }
         if let Kind::Gpu(gpu) = &self.device().0 {
-            let (storage, start) = self.stretch()?;
+            let (storage, start) = self.stretch(Purpose::Reading)?;
             return read_bytes(out, |bytes| gpu.download(&storage, start * size_of::<T>(), bytes));
         }
-        let Strided { storage, extents, strides, offset } = self.evaluated()?;
+        let Strided { storage, extents, strides, offset } = self.evaluated(Purpose::Reading)?;
         let row = extents.last().copied().unwrap_or(1);
         let step = strides.last().copied().unwrap_or(1);
         for (i, chunk) in out.chunks_mut(row).enumerate() {
@@ -160,11 +161,11 @@ impl Tensor {
     }
 
     /// The elements, evaluated: where they lie, with as few loops as can be.
-    fn evaluated(&self) -> Result<Strided> {
+    fn evaluated(&self, purpose: Purpose) -> Result<Strided> {
         let mut layout = self.layout();
         if layout.base.0.depth() > 0 {
             // The view decides what has to be computed at all.
-            self.eval()?;
+            engine::evaluate(std::slice::from_ref(&self.0), purpose)?;
             layout = self.layout();
         }
         let Some(storage) = layout.base.0.storage() else {
@@ -177,12 +178,12 @@ impl Tensor {
 
     /// The elements, evaluated, in one stretch of memory in row-major order: copied where they are not. And
     /// where it starts, in elements.
-    fn stretch(&self) -> Result<(Arc<Storage>, usize)> {
-        let Strided { storage, extents, strides, offset } = self.evaluated()?;
+    fn stretch(&self, purpose: Purpose) -> Result<(Arc<Storage>, usize)> {
+        let Strided { storage, extents, strides, offset } = self.evaluated(purpose)?;
         if extents.is_empty() || (extents.len() == 1 && (strides[0] == 1 || extents[0] == 1)) {
             return Ok((storage, offset as usize));
         }
-        let copy = self.detach().contiguous()?.evaluated()?;
+        let copy = self.detach().contiguous()?.evaluated(purpose)?;
         Ok((copy.storage, copy.offset as usize))
     }
 }

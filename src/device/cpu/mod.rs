@@ -13,6 +13,7 @@ mod tile;
 mod walk;
 mod worker;
 
+pub(crate) use memory::HostView;
 pub use memory::{HostAlloc, HostMemory};
 
 pub(crate) use faults::Fault;
@@ -91,10 +92,10 @@ fn missing(isa: Isa) -> Vec<String> {
 ///
 /// # Errors
 /// An index that was out of range.
-pub(crate) fn launch(parts: &[(&Program, Vec<&HostMemory>)], params: &[Scalar]) -> Result<(), Fault> {
+pub(crate) fn launch(parts: &[(&Program, Vec<HostView>)], params: &[Scalar]) -> Result<(), Fault> {
     let run = |part: usize| {
         let (program, buffers) = &parts[part];
-        let pointers: Vec<*mut u8> = buffers.iter().map(|memory| memory.as_ptr()).collect();
+        let pointers: Vec<*mut u8> = buffers.iter().map(|memory| memory.ptr.as_ptr()).collect();
         // SAFETY: the engine, the only caller, hands over a plan's buffers: each of its node's size, written
         // before it is read since the plan orders its launches, and written over an input only where the
         // program was compiled for it and no other part reads that. The engine's lock keeps other

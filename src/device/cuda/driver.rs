@@ -7,7 +7,7 @@ use super::event::{Event, Tickets};
 use super::staging::Staging;
 use crate::codegen::Machine;
 use crate::device::gpu::driver::{
-    Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket,
+    Address, Copies, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket, Transfer,
 };
 use crate::device::gpu::translate::fingerprint;
 use crate::device::{DeviceInfo, lock};
@@ -240,18 +240,15 @@ impl Cuda {
     /// Says what may be wrong with a dispatch that the driver refused.
     fn explain(&self, dispatch: &Dispatch, failure: Failure) -> String {
         let Dispatch { function, name, groups, threads, .. } = dispatch;
-        let attribute = |attribute| {
-            let mut value = 0;
-            // SAFETY: the function is loaded; a place for a number.
-            let _ = unsafe { self.context.driver.cuFuncGetAttribute(&raw mut value, attribute, function.0 as usize) };
-            value
-        };
-        format!(
-            "{name}, {groups:?} groups of {threads} threads (it can have {} with {} registers each): {}",
-            attribute(FUNCTION_MAX_THREADS),
-            attribute(FUNCTION_REGISTERS),
-            failure.text
-        )
+        let registers = self.function_attribute(*function, FUNCTION_REGISTERS).unwrap_or(0);
+        format!("{name}, {groups:?} groups of {threads} threads with {registers} registers each: {}", failure.text)
+    }
+
+    fn function_attribute(&self, function: Function, attribute: c_int) -> Result<u32, Failure> {
+        let mut value = 0;
+        // SAFETY: the function is loaded; a place for a number.
+        unsafe { self.context.enter()?.cuFuncGetAttribute(&raw mut value, attribute, function.0 as usize) }?;
+        Ok(value.unsigned_abs())
     }
 
     /// Does something with the staging memory.
@@ -300,7 +297,7 @@ impl Driver for Cuda {
             parallel_groups: self.multiprocessors * 8,
             matrix_units: true,
         };
-        Limits { machine, batch: 0 }
+        Limits { machine, batch: None, cpu_threshold: 0, keeps_binaries: true }
     }
 
     fn memory(&self) -> Option<usize> {
@@ -317,6 +314,14 @@ impl Driver for Cuda {
             // all work that was asked for before. After a failure of the device nothing can be done.
             let _ = unsafe { driver.cuMemFreeAsync(address.0, self.stream.handle) };
         }
+    }
+
+    fn transfer(&self) -> Transfer<'_> {
+        Transfer::Copies(self)
+    }
+
+    fn max_threads(&self, function: Function) -> u32 {
+        self.function_attribute(function, FUNCTION_MAX_THREADS).unwrap_or(0)
     }
 
     fn compiler(&self) -> String {
@@ -365,24 +370,6 @@ impl Driver for Cuda {
 
     /// Nothing: a stream runs one thing after the other.
     fn barrier(&self) {}
-
-    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()> {
-        self.stage(|staging| staging.write(to, bytes))
-    }
-
-    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()> {
-        self.stage(|staging| staging.read(from, out))
-    }
-
-    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()> {
-        // SAFETY: both are device memory of as many bytes, by the caller.
-        Ok(unsafe { self.context.enter()?.cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.handle) }?)
-    }
-
-    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()> {
-        // SAFETY: device memory of as many bytes, by the caller.
-        Ok(unsafe { self.context.enter()?.cuMemsetD8Async(to.0, 0, bytes, self.stream.handle) }?)
-    }
 
     fn commit(&self) -> DriverResult<Ticket> {
         Ok(self.tickets.commit(self.context.enter()?, self.stream.handle)?)
@@ -437,6 +424,26 @@ impl Driver for Cuda {
             }
             Err(_) => Ok(false), // `info` tells
         }
+    }
+}
+
+impl Copies for Cuda {
+    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()> {
+        self.stage(|staging| staging.write(to, bytes))
+    }
+
+    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()> {
+        self.stage(|staging| staging.read(from, out))
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()> {
+        // SAFETY: both are device memory of as many bytes, by the caller.
+        Ok(unsafe { self.context.enter()?.cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream.handle) }?)
+    }
+
+    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()> {
+        // SAFETY: device memory of as many bytes, by the caller.
+        Ok(unsafe { self.context.enter()?.cuMemsetD8Async(to.0, 0, bytes, self.stream.handle) }?)
     }
 }
 

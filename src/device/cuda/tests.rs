@@ -3,7 +3,7 @@
 use super::compile::Compiler;
 use super::driver::Cuda;
 use crate::DType;
-use crate::device::gpu::driver::{Activation, Address, Dispatch, Driver, LibraryProduct, Matrix};
+use crate::device::gpu::driver::{Activation, Address, Copies, Dispatch, Driver, LibraryProduct, Matrix, Transfer};
 use half::f16;
 use std::sync::Arc;
 
@@ -71,16 +71,21 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
+fn copies(gpu: &dyn Driver) -> &dyn Copies {
+    let Transfer::Copies(copies) = gpu.transfer() else { panic!("CUDA has memory of its own") };
+    copies
+}
+
 /// Device memory with these bytes.
 fn upload(gpu: &dyn Driver, bytes: &[u8]) -> Address {
     let address = gpu.alloc(bytes.len()).unwrap();
-    gpu.write(address, bytes).unwrap();
+    copies(gpu).write(address, bytes).unwrap();
     address
 }
 
 fn download(gpu: &dyn Driver, from: Address, bytes: usize) -> Vec<u8> {
     let mut out = vec![0xaa; bytes];
-    gpu.read(from, &mut out).unwrap();
+    copies(gpu).read(from, &mut out).unwrap();
     out
 }
 
@@ -100,12 +105,12 @@ fn copies_come_back_as_they_were() {
     let many = gpu.alloc(30_000 * 2048).unwrap();
     let data = noise(30_000 * 2048);
     for (i, piece) in data.chunks(2048).enumerate() {
-        gpu.write(Address(many.0 + 2048 * i as u64), piece).unwrap();
+        copies(&*gpu).write(Address(many.0 + 2048 * i as u64), piece).unwrap();
     }
     assert!(download(&*gpu, many, data.len()) == data);
     let (from, size) = there[4];
-    gpu.copy(from, many, size).unwrap();
-    gpu.zero(Address(many.0 + 5), 100).unwrap();
+    copies(&*gpu).copy(from, many, size).unwrap();
+    copies(&*gpu).zero(Address(many.0 + 5), 100).unwrap();
     let mut expected = noise(size);
     expected[5..105].fill(0);
     assert!(download(&*gpu, many, size) == expected);
@@ -147,7 +152,7 @@ fn kernels_run() {
     let doubled: Vec<f32> = values.iter().map(|x| 2.0 * x).collect();
     assert!(download(&*gpu, output, 2 * count) == halves(&doubled));
 
-    gpu.zero(output, 2 * count).unwrap();
+    copies(&*gpu).zero(output, 2 * count).unwrap();
     // The struct's last four bytes are padding.
     let args = [input.0.to_le_bytes(), output.0.to_le_bytes()].concat();
     let args = [&args[..], &(count as i32).to_le_bytes()].concat();
@@ -194,7 +199,7 @@ fn tickets_can_be_waited_for_anywhere() {
     let memory = gpu.alloc(1 << 20).unwrap();
     let tickets: Vec<_> = (0..300)
         .map(|_| {
-            gpu.zero(memory, 1 << 20).unwrap();
+            copies(&*gpu).zero(memory, 1 << 20).unwrap();
             gpu.commit().unwrap()
         })
         .collect();
@@ -270,7 +275,7 @@ fn library_products_agree_with_the_host() {
                 bias: (case & 4 != 0).then_some(at_bias),
                 activation: [Activation::None, Activation::Relu, Activation::Gelu][case / 8],
             };
-            gpu.zero(out, batch * m * n * dtype.size()).unwrap();
+            copies(&*gpu).zero(out, batch * m * n * dtype.size()).unwrap();
             if !gpu.library_product(&product).unwrap() {
                 eprintln!("{dtype:?} not done: {product:?}");
                 continue;

@@ -6,6 +6,7 @@
 
 use crate::codegen::Machine;
 use crate::device::DeviceInfo;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 /// Where a piece of device memory lies, as its driver understands it. An address that the driver gave
@@ -17,7 +18,7 @@ pub(crate) struct Address(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Function(pub u64);
 
-/// Names the work up to a commit. Later commits have greater tickets.
+/// Names the work up to a commit: a driver's first commit is 1, the next one 2, and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Ticket(pub u64);
 
@@ -26,12 +27,26 @@ pub(crate) struct Ticket(pub u64);
 pub(crate) struct Mark(pub u64);
 
 /// What kernels and the runtime have to keep to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limits {
     pub machine: Machine,
-    /// Dispatches after which the runtime commits without being asked; 0 where every dispatch starts at
-    /// once anyway.
-    pub batch: usize,
+    /// Where nothing starts before it is committed: what the runtime commits without being asked.
+    pub batch: Option<Batch>,
+    /// Operations and bytes up to which a graph that somebody waits for is computed by the host: see
+    /// `Device::set_cpu_threshold`. For [`Transfer::Unified`] only.
+    pub cpu_threshold: usize,
+    /// Whether compiled kernels are worth keeping on disk.
+    pub keeps_binaries: bool,
+}
+
+/// When a batch of dispatches is due.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Batch {
+    pub dispatches: usize,
+    /// What the device does in a microsecond, about and rather less: systems with a watchdog kill batches that take
+    /// seconds, with all that is in them.
+    pub bytes_per_microsecond: f64,
+    pub operations_per_microsecond: f64,
 }
 
 /// One run of a kernel. Groups and threads are counted along one to three dimensions.
@@ -109,6 +124,43 @@ pub struct AllocationTraffic {
     pub stored: u64,
 }
 
+/// How the host gets at a device's memory.
+pub(crate) enum Transfer<'a> {
+    /// By copies in the queue's order.
+    Copies(&'a dyn Copies),
+    /// It is the host's memory, too.
+    Unified(&'a dyn Unified),
+}
+
+/// Copies between the host and a device, and inside it.
+pub(crate) trait Copies {
+    /// Copies host bytes to the device, in queue order. When it returns, `bytes` may change.
+    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()>;
+
+    /// Copies device memory to the host, in queue order, and waits for it.
+    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()>;
+
+    /// Copies `bytes` bytes from one piece of device memory to another, which it does not overlap.
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()>;
+
+    /// Sets `bytes` bytes to zero.
+    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()>;
+}
+
+/// Memory that the device shares with the host. Calls come from any thread.
+pub(crate) trait Unified: Sync {
+    /// Where the host finds `bytes` bytes of an allocation. Whoever asks has seen to it that no work that was asked for
+    /// writes them, nor, if the host `writes` them, reads them.
+    fn host(&self, address: Address, bytes: usize, writes: bool) -> DriverResult<NonNull<u8>>;
+
+    /// Bytes that imported memory is aligned to, and its size a multiple of.
+    fn page(&self) -> usize;
+
+    /// Makes `bytes` bytes of the host's memory an allocation of the device, without a copy; `None` if that cannot be.
+    /// They stay where they are until it is freed.
+    fn import(&self, host: NonNull<u8>, bytes: usize) -> Option<Address>;
+}
+
 /// Why a driver could not do something, in the words of the system below it.
 pub(crate) type DriverResult<T> = Result<T, String>;
 
@@ -130,8 +182,17 @@ pub(crate) trait Driver: Send + Sync {
     /// none to be had. From any thread.
     fn alloc(&self, bytes: usize) -> Option<Address>;
 
-    /// Takes memory back, once all work that was asked for before has run. From any thread.
+    /// Takes memory back. Where transfers are copies: once all work that was asked for before has run; where memory is
+    /// unified, none of it is in use any more. From any thread.
     fn free(&self, address: Address, bytes: usize);
+
+    /// How the host gets at the memory.
+    fn transfer(&self) -> Transfer<'_>;
+
+    /// Whether the system is short of memory, and asks for what is not needed. From any thread.
+    fn is_pressed(&self) -> bool {
+        false
+    }
 
     /// Which compiler, and for which chip: part of the key of what is cached on disk.
     fn compiler(&self) -> String;
@@ -145,23 +206,17 @@ pub(crate) trait Driver: Send + Sync {
     /// Makes the kernel `name` of a compiled source ready. From any thread.
     fn load(&self, binary: &[u8], name: &str) -> DriverResult<Function>;
 
+    /// Threads that a group of this kernel may have: registers can make them fewer than the device's.
+    fn max_threads(&self, function: Function) -> u32 {
+        let _ = function;
+        self.limits().machine.threads as u32
+    }
+
     /// Runs a kernel, some time.
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()>;
 
     /// What is asked for from here on sees the effects of all that was asked for before.
     fn barrier(&self);
-
-    /// Copies host bytes to the device, in queue order. When it returns, `bytes` may change.
-    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()>;
-
-    /// Copies device memory to the host, in queue order, and waits for it.
-    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()>;
-
-    /// Copies `bytes` bytes from one piece of device memory to another, which it does not overlap.
-    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()>;
-
-    /// Sets `bytes` bytes to zero.
-    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()>;
 
     /// Sends off what has been asked for. The ticket names it.
     fn commit(&self) -> DriverResult<Ticket>;

@@ -1,6 +1,6 @@
 //! A driver for tests of what lies above: runs a few kernels at once, and writes down what it is asked.
 
-use super::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket};
+use super::driver::{Address, Batch, Copies, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Transfer};
 use super::runtime::Gpu;
 use crate::codegen::Machine;
 use crate::device::{Device, DeviceInfo, Kind};
@@ -101,7 +101,12 @@ impl Driver for Fake {
             parallel_groups: 1,
             matrix_units: false,
         };
-        Limits { machine, batch: self.batch }
+        let batch = (self.batch > 0).then_some(Batch {
+            dispatches: self.batch,
+            bytes_per_microsecond: 1e6,
+            operations_per_microsecond: 1e6,
+        });
+        Limits { machine, batch, cpu_threshold: 0, keeps_binaries: true }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {
@@ -118,6 +123,10 @@ impl Driver for Fake {
 
     fn free(&self, address: Address, _: usize) {
         self.state().freed.push(address.0 >> OFFSET_BITS);
+    }
+
+    fn transfer(&self) -> Transfer<'_> {
+        Transfer::Copies(self)
     }
 
     fn compiler(&self) -> String {
@@ -168,6 +177,35 @@ impl Driver for Fake {
         self.state().note("|");
     }
 
+    fn commit(&self) -> DriverResult<Ticket> {
+        let mut state = self.state();
+        state.tickets += 1;
+        state.note("commit");
+        Ok(Ticket(state.tickets))
+    }
+
+    fn is_done(&self, ticket: Ticket) -> bool {
+        self.state().done >= ticket.0
+    }
+
+    fn wait(&self, ticket: Ticket) -> DriverResult<()> {
+        let mut state = self.state();
+        assert!(ticket.0 <= state.tickets, "a ticket of the future");
+        state.pass(ticket.0);
+        Ok(())
+    }
+
+    fn mark(&self) -> DriverResult<Mark> {
+        self.state().note("mark");
+        Ok(Mark(0))
+    }
+
+    fn elapsed(&self, _: Mark, _: Mark) -> DriverResult<Duration> {
+        Ok(Duration::from_micros(5))
+    }
+}
+
+impl Copies for Fake {
     fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()> {
         let mut state = self.state();
         state.bytes(to)[..bytes.len()].copy_from_slice(bytes);
@@ -195,32 +233,5 @@ impl Driver for Fake {
         state.bytes(to)[..bytes].fill(0);
         state.note("zero");
         Ok(())
-    }
-
-    fn commit(&self) -> DriverResult<Ticket> {
-        let mut state = self.state();
-        state.tickets += 1;
-        state.note("commit");
-        Ok(Ticket(state.tickets))
-    }
-
-    fn is_done(&self, ticket: Ticket) -> bool {
-        self.state().done >= ticket.0
-    }
-
-    fn wait(&self, ticket: Ticket) -> DriverResult<()> {
-        let mut state = self.state();
-        assert!(ticket.0 <= state.tickets, "a ticket of the future");
-        state.pass(ticket.0);
-        Ok(())
-    }
-
-    fn mark(&self) -> DriverResult<Mark> {
-        self.state().note("mark");
-        Ok(Mark(0))
-    }
-
-    fn elapsed(&self, _: Mark, _: Mark) -> DriverResult<Duration> {
-        Ok(Duration::from_micros(5))
     }
 }

@@ -170,7 +170,7 @@ impl Faults {
 
     fn records(&self, pool: &BufferPool<DeviceAlloc>) -> Result<Address> {
         if self.records.get().is_none() {
-            let fresh = Storage::zeroed(pool, MAX_RECORDS * RECORD)?;
+            let fresh = Storage::zeroed(pool, (MAX_RECORDS + 1) * RECORD)?;
             let _ = self.records.set(fresh);
         }
         let address = self.records.get().and_then(Storage::address);
@@ -191,7 +191,7 @@ impl Faults {
             state.taken.push(false);
         }
         state.taken[slot] = true;
-        Ok((slot as u32, base.at(slot * RECORD)))
+        Ok((slot as u32, record_at(base, slot as u32)))
     }
 
     fn has_free_record(&self) -> bool {
@@ -213,7 +213,14 @@ impl Faults {
         };
         let mut bytes = vec![0; extent * RECORD];
         if let Some(address) = self.records.get().and_then(Storage::address).filter(|_| extent > 0) {
-            let read = queue.drain().and_then(|_| queue.read(address, 0, &mut bytes));
+            let read = queue.drain().and_then(|()| match queue.unified() {
+                None => queue.read(address, RECORD, &mut bytes),
+                // Others may be recording: only what belongs to these evaluations is read.
+                Some(_) => pending.iter().filter_map(|p| p.record).try_for_each(|slot| {
+                    let record = &mut bytes[slot as usize * RECORD..][..RECORD];
+                    queue.read(record_at(address, slot), 0, record)
+                }),
+            });
             if read.is_err() {
                 // Nothing is known of them yet; others may have come meanwhile.
                 lock(&self.state).pending.splice(..0, pending);
@@ -253,7 +260,7 @@ impl Faults {
     fn clear(&self, queue: &Queue, slot: u32) -> Result<()> {
         let Some(base) = self.records.get().and_then(Storage::address) else { return Ok(()) };
         // Kernels bind a record by its own address, and by that they are ordered.
-        queue.zero(Bound { address: base.at(slot as usize * RECORD), bytes: RECORD, writes: true })
+        queue.zero(Bound { address: record_at(base, slot), bytes: RECORD, writes: true })
     }
 
     /// The first fault that nobody was told of.
@@ -267,6 +274,11 @@ impl Faults {
             None => Ok(()),
         }
     }
+}
+
+/// Where a record lies. The first place is nobody's: the address of all records is not that of one.
+fn record_at(base: Address, slot: u32) -> Address {
+    base.at((slot as usize + 1) * RECORD)
 }
 
 /// What a record says.

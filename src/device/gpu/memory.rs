@@ -1,7 +1,7 @@
 //! A GPU's memory for the buffer pool.
 
 use super::driver::Address;
-use super::queue::{Bound, Queue};
+use super::queue::{Bound, Owner, Queue};
 use crate::device::buffer_pool::RawAlloc;
 use crate::error::Result;
 use std::sync::Arc;
@@ -14,18 +14,29 @@ pub(crate) struct GpuMemory {
     queue: Arc<Queue>,
     address: Address,
     bytes: usize,
+    owner: Owner,
 }
 
 impl GpuMemory {
+    /// Memory that the queue's driver has allocated, or imported from `owner`.
+    pub fn new(queue: Arc<Queue>, address: Address, bytes: usize, owner: Owner) -> GpuMemory {
+        GpuMemory { queue, address, bytes, owner }
+    }
+
     pub fn address(&self) -> Address {
         self.address
+    }
+
+    /// Whether it is somebody else's, too, and so not to be written.
+    pub fn is_imported(&self) -> bool {
+        self.owner.is_some()
     }
 }
 
 impl Drop for GpuMemory {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.queue.driver().free(self.address, self.bytes);
+            self.queue.free(self.address, self.bytes, self.owner.take());
         }
     }
 }
@@ -35,7 +46,7 @@ impl RawAlloc for GpuAlloc {
 
     fn alloc(&self, bytes: usize, zeroed: bool) -> Option<GpuMemory> {
         let address = if bytes == 0 { Address(0) } else { self.0.driver().alloc(bytes)? };
-        let mut memory = GpuMemory { queue: self.0.clone(), address, bytes };
+        let mut memory = GpuMemory::new(self.0.clone(), address, bytes, None);
         if zeroed {
             self.zero(&mut memory, bytes).ok()?;
         }
@@ -48,6 +59,14 @@ impl RawAlloc for GpuAlloc {
             return Ok(());
         }
         self.0.zero(Bound { address: raw.address, bytes, writes: true })
+    }
+
+    fn is_idle(&self, raw: &GpuMemory) -> bool {
+        self.0.is_idle(raw.address)
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.0.driver().is_pressed()
     }
 
     fn reclaim(&self) -> bool {

@@ -8,6 +8,8 @@ pub(crate) mod fake;
 pub(crate) mod faults;
 pub(crate) mod memory;
 pub(crate) mod program;
+#[cfg(any(target_os = "macos", feature = "soft-metal"))]
+pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod readback;
 pub(crate) mod runtime;

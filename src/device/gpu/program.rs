@@ -32,6 +32,8 @@ enum Step {
 /// Dispatches of one source.
 struct Kernels {
     rendered: Rendered,
+    /// Arithmetic operations of each dispatch, about.
+    operations: f64,
     /// Of each call, once they are loaded.
     functions: Vec<Function>,
 }
@@ -78,6 +80,9 @@ impl Program {
     fn of(gpu: &Gpu, parts: &[Part], machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Program {
         let kernels: Vec<&Kernel> = parts.iter().map(|part| &part.kernel).collect();
         let mut rendered = codegen::render(&kernels, machine, dtype);
+        let operations: f64 = kernels.iter().map(|kernel| kernel.operations() as f64).sum();
+        let calls: usize = rendered.iter().map(|rendered| rendered.calls.len()).sum();
+        let operations = operations / calls.max(1) as f64;
         let product = match (&kernels[..], &rendered[..]) {
             ([kernel], [_]) if kernel.gemm.is_some() && gpu.has_library() => Product::plan(kernel, machine, dtype),
             _ => None,
@@ -85,15 +90,15 @@ impl Program {
         if let Some((gemm, epilogue, then)) = product
             && let Some(own) = rendered.pop()
         {
-            let then = then.map(Kernels::new);
+            let then = then.map(|then| Kernels::new(then, operations));
             return Program(vec![Step::Product(Box::new(Product {
                 gemm,
                 epilogue,
                 then,
-                otherwise: Kernels::new(own),
+                otherwise: Kernels::new(own, operations),
             }))]);
         }
-        Program(rendered.into_iter().map(|rendered| Step::Kernels(Kernels::new(rendered))).collect())
+        Program(rendered.into_iter().map(|rendered| Step::Kernels(Kernels::new(rendered, operations))).collect())
     }
 
     /// Memory as [`Program::run`] will ask the pool for. Whoever holds it until then sees to it that a plan that has
@@ -168,8 +173,8 @@ impl Kernels {
         Ok(())
     }
 
-    fn new(rendered: Rendered) -> Kernels {
-        Kernels { rendered, functions: Vec::new() }
+    fn new(rendered: Rendered, operations: f64) -> Kernels {
+        Kernels { rendered, operations, functions: Vec::new() }
     }
 
     fn entries(&self) -> Vec<(&str, &str)> {
@@ -179,6 +184,13 @@ impl Kernels {
     fn load(&mut self, gpu: &Gpu) -> Result<()> {
         let functions = self.entries().into_iter().map(|(source, name)| gpu.function(source, name));
         self.functions = functions.collect::<Result<_>>()?;
+        for (call, &function) in self.rendered.calls.iter().zip(&self.functions) {
+            let most = gpu.max_threads(function);
+            if call.threads > most {
+                let reason = format!("{} needs {} threads a group, and can have {most}", call.name, call.threads);
+                return Err(Error::DeviceFailed { device: gpu.name.clone(), op: "loading a kernel", reason });
+            }
+        }
         Ok(())
     }
 
@@ -218,6 +230,7 @@ impl Kernels {
                 buffers: &buffers,
                 args: &args,
                 indirect: &indirect,
+                operations: self.operations,
             })?;
         }
         Ok(())

@@ -1,14 +1,21 @@
-//! The queue of one GPU: which dispatches have to wait for which, and when work is sent off.
+//! The queue of one GPU: which dispatches have to wait for which, when work is sent off, and when the host may touch
+//! memory that it shares with the device.
 //!
 //! Memory is told apart by allocation. A dispatch that writes what was read or written since the last
-//! barrier, or reads what was written, comes behind a new one. Everything else may overlap.
+//! barrier, or reads what was written, comes behind a new one. Everything else may overlap. Where memory is unified,
+//! each allocation has the tickets of the last work that reads and writes it: the host waits for those, and so does
+//! freeing.
 
-use super::driver::{Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket};
+use super::driver::{
+    Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket, Transfer, Unified,
+};
 use crate::device::lock;
 use crate::error::{Error, Result};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
+use std::any::Any;
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,6 +23,9 @@ use std::time::Duration;
 /// Bytes of bound buffers after which work is sent off, however few the dispatches: they take longer
 /// than the next ones take to record.
 const BATCH_BYTES: usize = 256 << 20;
+
+/// Estimated time of the device's after which work is sent off.
+const BATCH_MICROSECONDS: f64 = 100_000.0;
 
 static DISPATCHES: AtomicU64 = AtomicU64::new(0);
 
@@ -51,7 +61,12 @@ pub(crate) struct Launch<'a> {
     pub buffers: &'a [Bound],
     pub args: &'a [u8],
     pub indirect: &'a [Bound],
+    /// Arithmetic operations, about.
+    pub operations: f64,
 }
+
+/// What keeps the host's memory in place that a device has imported.
+pub(crate) type Owner = Option<Arc<dyn Any + Send + Sync>>;
 
 /// A driver, and what was asked of it.
 pub(crate) struct Queue {
@@ -65,14 +80,42 @@ struct State {
     /// Allocations read and written since the last barrier.
     read: FxHashSet<Address>,
     written: FxHashSet<Address>,
-    /// Since the last commit.
+    /// Since the last commit; the time is estimated.
     dispatches: usize,
     bytes: usize,
+    microseconds: f64,
     /// Commits since the queue was last waited for, up to a batch's worth of them.
     commits: u32,
     /// The last commit, and whether anything came after it.
     ticket: Ticket,
     dirty: bool,
+    /// Of each allocation that work was given, where memory is unified.
+    uses: FxHashMap<Address, Use>,
+    retired: Vec<Retired>,
+    /// The dispatches since somebody began to take their times.
+    profile: Option<Vec<Profiled>>,
+}
+
+/// The last work that reads and writes an allocation.
+#[derive(Clone, Copy, Default)]
+struct Use {
+    read: Ticket,
+    written: Ticket,
+}
+
+/// An allocation to be freed once a ticket has passed.
+struct Retired {
+    ticket: Ticket,
+    address: Address,
+    bytes: usize,
+    owner: Owner,
+}
+
+/// A dispatch between two marks.
+struct Profiled {
+    name: String,
+    from: Mark,
+    to: Mark,
 }
 
 impl Queue {
@@ -107,22 +150,31 @@ impl Queue {
             state.read.clear();
             state.written.clear();
         }
+        let next = Ticket(state.ticket.0 + 1);
+        let unified = self.unified().is_some();
         for buffer in buffers {
             let set = if buffer.writes { &mut state.written } else { &mut state.read };
             set.insert(buffer.address);
+            if unified {
+                let used = state.uses.entry(buffer.address).or_default();
+                *(if buffer.writes { &mut used.written } else { &mut used.read }) = next;
+            }
         }
         state.dirty = true;
     }
 
-    /// Counts a dispatch over `bytes` bytes, and sends off what there is when that is due.
-    fn dispatched(&self, state: &mut State, bytes: usize) -> Result<()> {
+    /// Counts a dispatch, and sends off what there is when that is due.
+    fn dispatched(&self, state: &mut State, bytes: usize, operations: f64) -> Result<()> {
         DISPATCHES.fetch_add(1, Ordering::Relaxed);
         DISPATCHES_OF_THREAD.set(DISPATCHES_OF_THREAD.get() + 1);
+        let Some(batch) = self.limits.batch else { return Ok(()) };
         state.dispatches += 1;
         state.bytes = state.bytes.saturating_add(bytes);
+        state.microseconds +=
+            (bytes as f64 / batch.bytes_per_microsecond).max(operations / batch.operations_per_microsecond);
         // An idle device starts at the first dispatch; from there on batches grow.
-        let batch = self.limits.batch.min(1 << state.commits.min(16));
-        if self.limits.batch > 0 && (state.dispatches >= batch || state.bytes >= BATCH_BYTES) {
+        let many = state.dispatches >= batch.dispatches.min(1 << state.commits.min(16));
+        if many || state.bytes >= BATCH_BYTES || state.microseconds >= BATCH_MICROSECONDS {
             self.commit_in(state)?;
             state.commits += 1;
         }
@@ -131,10 +183,89 @@ impl Queue {
 
     fn commit_in(&self, state: &mut State) -> Result<Ticket> {
         if state.dirty {
-            state.ticket = self.failed("commit", self.driver.commit())?;
-            (state.dirty, state.dispatches, state.bytes) = (false, 0, 0);
+            let ticket = self.failed("commit", self.driver.commit())?;
+            debug_assert_eq!(ticket.0, state.ticket.0 + 1);
+            state.ticket = ticket;
+            (state.dirty, state.dispatches, state.bytes, state.microseconds) = (false, 0, 0, 0.0);
         }
         Ok(state.ticket)
+    }
+
+    /// The memory that the host shares with the device, if it does.
+    pub fn unified(&self) -> Option<&dyn Unified> {
+        match self.driver.transfer() {
+            Transfer::Unified(unified) => Some(unified),
+            Transfer::Copies(_) => None,
+        }
+    }
+
+    /// The last work that keeps the host from reading allocations, or from writing those that are bound for writing; it
+    /// is sent off. `None` where nothing ever did.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn due(&self, buffers: impl Iterator<Item = Bound>) -> Result<Option<Ticket>> {
+        let mut state = self.state();
+        let last = |b: Bound| {
+            let used = state.uses.get(&b.address)?;
+            Some(if b.writes { used.written.max(used.read) } else { used.written })
+        };
+        let ticket = buffers.filter_map(last).max().filter(|ticket| ticket.0 > 0);
+        if ticket > Some(state.ticket) {
+            self.commit_in(&mut state)?;
+        }
+        Ok(ticket)
+    }
+
+    /// Where the host may read an allocation, or write it, from an offset on: waits until nothing is in the way.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    fn settled(&self, unified: &dyn Unified, bound: Bound, offset: usize) -> Result<NonNull<u8>> {
+        if let Some(ticket) = self.due([bound].into_iter())? {
+            self.wait(ticket)?;
+        }
+        self.failed("host access", unified.host(bound.address.at(offset), bound.bytes, bound.writes))
+    }
+
+    /// Where the host finds an allocation, once nothing keeps it from reading it, or from writing it if it is bound for
+    /// writing; `None` where the device has memory of its own.
+    ///
+    /// # Errors
+    /// What went wrong on the device.
+    pub fn host(&self, bound: Bound) -> Result<Option<NonNull<u8>>> {
+        self.unified().map(|unified| self.settled(unified, bound, 0)).transpose()
+    }
+
+    /// Whether the host may write an allocation at once.
+    pub fn is_idle(&self, address: Address) -> bool {
+        let used = self.state().uses.get(&address).copied().unwrap_or_default();
+        let ticket = used.read.max(used.written);
+        ticket.0 == 0 || self.driver.is_done(ticket)
+    }
+
+    /// Takes an allocation back, and lets go of its owner, when nothing uses it any more.
+    pub fn free(&self, address: Address, bytes: usize, owner: Owner) {
+        if self.unified().is_none() {
+            self.driver.free(address, bytes);
+            return;
+        }
+        let mut state = self.state();
+        let used = state.uses.remove(&address).unwrap_or_default();
+        state.retired.push(Retired { ticket: used.read.max(used.written), address, bytes, owner });
+        let owners = self.collect(&mut state);
+        drop(state);
+        drop(owners);
+    }
+
+    /// Frees what nothing uses any more. Owners are to be let go of when the lock is released.
+    fn collect(&self, state: &mut State) -> Vec<Owner> {
+        let is_free = |retired: &mut Retired| retired.ticket.0 == 0 || self.driver.is_done(retired.ticket);
+        let free = state.retired.extract_if(.., is_free).map(|retired| {
+            self.driver.free(retired.address, retired.bytes);
+            retired.owner
+        });
+        free.collect()
     }
 
     /// Runs a kernel behind what it depends on.
@@ -144,13 +275,25 @@ impl Queue {
     pub fn submit(&self, launch: &Launch) -> Result<()> {
         let (buffers, indirect): (SmallVec<[Address; 8]>, SmallVec<[Address; 8]>) =
             (addresses(launch.buffers).collect(), addresses(launch.indirect).collect());
-        let Launch { function, name, groups, threads, args, .. } = *launch;
+        let Launch { function, name, groups, threads, args, operations, .. } = *launch;
         let dispatch = Dispatch { function, name, groups, threads, buffers: &buffers, args, indirect: &indirect };
         let all = launch.buffers.iter().chain(launch.indirect);
         let mut state = self.state();
         self.order(&mut state, all.clone());
-        self.failed("dispatch", self.driver.dispatch(&dispatch))?;
-        self.dispatched(&mut state, all.map(|b| b.bytes).sum())
+        self.profiled(&mut state, name, || self.driver.dispatch(&dispatch))?;
+        self.dispatched(&mut state, all.map(|b| b.bytes).sum(), operations)
+    }
+
+    /// Asks for a dispatch, between two marks if times are taken.
+    fn profiled<T>(&self, state: &mut State, name: &str, work: impl FnOnce() -> DriverResult<T>) -> Result<T> {
+        if state.profile.is_none() {
+            return self.failed("dispatch", work());
+        }
+        let from = self.mark_in(state)?;
+        let result = self.failed("dispatch", work())?;
+        let to = self.mark_in(state)?;
+        state.profile.iter_mut().for_each(|list| list.push(Profiled { name: name.into(), from, to }));
+        Ok(result)
     }
 
     /// Multiplies by the vendor's library, over the allocations `buffers`; `false` if it does not.
@@ -160,9 +303,11 @@ impl Queue {
     pub fn library_product(&self, product: &LibraryProduct, buffers: &[Bound]) -> Result<bool> {
         let mut state = self.state();
         self.order(&mut state, buffers.iter());
-        let done = self.failed("matrix product", self.driver.library_product(product))?;
+        let done = self.profiled(&mut state, "library_product", || self.driver.library_product(product))?;
         if done {
-            self.dispatched(&mut state, buffers.iter().map(|b| b.bytes).sum())?;
+            let LibraryProduct { m, n, k, batch, .. } = *product;
+            let operations = 2.0 * [m, n, k, batch].map(|size| size as f64).iter().product::<f64>();
+            self.dispatched(&mut state, buffers.iter().map(|b| b.bytes).sum(), operations)?;
         }
         Ok(done)
     }
@@ -172,10 +317,21 @@ impl Queue {
     /// # Errors
     /// A device that fails.
     pub fn copy(&self, from: Address, offset: usize, to: Address, bytes: usize) -> Result<()> {
-        let mut state = self.state();
-        let ends = [Bound { address: from, bytes, writes: false }, Bound { address: to, bytes, writes: true }];
-        self.order(&mut state, ends.iter());
-        self.failed("copy", self.driver.copy(from.at(offset), to, bytes))
+        let [source, target] = [(from, false), (to, true)].map(|(address, writes)| Bound { address, bytes, writes });
+        match self.driver.transfer() {
+            Transfer::Copies(copies) => {
+                let mut state = self.state();
+                self.order(&mut state, [source, target].iter());
+                self.failed("copy", copies.copy(from.at(offset), to, bytes))
+            }
+            Transfer::Unified(unified) => {
+                let (from, to) = (self.settled(unified, source, offset)?, self.settled(unified, target, 0)?);
+                // SAFETY: both are there with that many bytes, by the driver; nothing on the device writes the one or
+                // uses the other, by `settled`, and nobody else has them, by the caller. They are two allocations.
+                unsafe { to.copy_from_nonoverlapping(from, bytes) };
+                Ok(())
+            }
+        }
     }
 
     /// Sets an allocation to zero.
@@ -183,9 +339,20 @@ impl Queue {
     /// # Errors
     /// A device that fails.
     pub fn zero(&self, to: Bound) -> Result<()> {
-        let mut state = self.state();
-        self.order(&mut state, [to].iter());
-        self.failed("zero", self.driver.zero(to.address, to.bytes))
+        match self.driver.transfer() {
+            Transfer::Copies(copies) => {
+                let mut state = self.state();
+                self.order(&mut state, [to].iter());
+                self.failed("zero", copies.zero(to.address, to.bytes))
+            }
+            Transfer::Unified(unified) => {
+                let host = self.settled(unified, to, 0)?;
+                // SAFETY: it is there with that many bytes, by the driver; nothing on the device uses it, by `settled`,
+                // and nobody else has it, by the caller.
+                unsafe { host.write_bytes(0, to.bytes) };
+                Ok(())
+            }
+        }
     }
 
     /// Copies host bytes to the start of an allocation.
@@ -193,19 +360,44 @@ impl Queue {
     /// # Errors
     /// A device that fails.
     pub fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
-        let mut state = self.state();
-        self.order(&mut state, [Bound { address: to, bytes: bytes.len(), writes: true }].iter());
-        self.failed("write", self.driver.write(to, bytes))
+        let target = Bound { address: to, bytes: bytes.len(), writes: true };
+        match self.driver.transfer() {
+            Transfer::Copies(copies) => {
+                let mut state = self.state();
+                self.order(&mut state, [target].iter());
+                self.failed("write", copies.write(to, bytes))
+            }
+            Transfer::Unified(unified) => {
+                let host = self.settled(unified, target, 0)?;
+                // SAFETY: as in `zero`; the bytes are the caller's, and not the device's.
+                unsafe { host.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+                Ok(())
+            }
+        }
     }
 
-    /// Copies from offset `offset` of an allocation to the host, when all that was asked for has run.
+    /// Copies from offset `offset` of an allocation to the host, when what was asked for and writes it has run. Others
+    /// may submit meanwhile.
     ///
     /// # Errors
-    /// A device that fails.
+    /// What went wrong on the device.
     pub fn read(&self, from: Address, offset: usize, out: &mut [u8]) -> Result<()> {
-        let mut state = self.state();
-        self.order(&mut state, [Bound { address: from, bytes: out.len(), writes: false }].iter());
-        self.failed("read", self.driver.read(from.at(offset), out))
+        let source = Bound { address: from, bytes: out.len(), writes: false };
+        match self.driver.transfer() {
+            Transfer::Copies(copies) => {
+                self.drain()?;
+                let mut state = self.state();
+                self.order(&mut state, [source].iter());
+                self.failed("read", copies.read(from.at(offset), out))
+            }
+            Transfer::Unified(unified) => {
+                let host = self.settled(unified, source, offset)?;
+                // SAFETY: it is there with that many bytes, by the driver; nothing on the device writes it, by
+                // `settled`, and nothing new will while somebody reads it, by the caller. `out` is the caller's.
+                unsafe { host.copy_to_nonoverlapping(NonNull::from(&mut *out).cast(), out.len()) };
+                Ok(())
+            }
+        }
     }
 
     /// Sends off what there is. The ticket names it.
@@ -226,6 +418,9 @@ impl Queue {
         if state.ticket == ticket && !state.dirty {
             state.commits = 0;
         }
+        let owners = self.collect(&mut state);
+        drop(state);
+        drop(owners);
         Ok(())
     }
 
@@ -243,12 +438,29 @@ impl Queue {
     /// # Errors
     /// A device that fails.
     pub fn mark(&self) -> Result<Mark> {
-        let mut state = self.state();
+        self.mark_in(&mut self.state())
+    }
+
+    fn mark_in(&self, state: &mut State) -> Result<Mark> {
         self.driver.barrier();
         state.read.clear();
         state.written.clear();
         state.dirty = true;
         self.failed("mark", self.driver.mark())
+    }
+
+    /// Takes the time of each dispatch from here on; they no longer overlap.
+    pub fn start_profile(&self) {
+        self.state().profile.get_or_insert_default();
+    }
+
+    /// The names and times of the dispatches since then, in order; ends it.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn take_profile(&self) -> Result<Vec<(String, Duration)>> {
+        let list = self.state().profile.take().unwrap_or_default();
+        list.into_iter().map(|p| Ok((p.name, self.elapsed(p.from, p.to)?))).collect()
     }
 
     /// The device's time between two marks.

@@ -4,15 +4,21 @@ use super::cache::Kernels;
 use super::disk::Disk;
 use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket, Traffic};
 use super::faults::{Faults, Verdict, Watch};
-use super::memory::GpuAlloc;
+use super::memory::{GpuAlloc, GpuMemory};
 use super::queue::{Bound, Launch, Queue};
+use crate::device::cpu::{HostMemory, HostView};
 use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
 use crate::error::{Error, Result};
+use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+/// Bytes from which on memory is imported rather than copied: below, an allocation costs more than a copy.
+const IMPORT_BYTES: usize = 256 << 10;
 
 static GPUS: AtomicUsize = AtomicUsize::new(0);
 
@@ -23,6 +29,8 @@ pub(crate) struct Gpu {
     pub id: usize,
     pub pool: BufferPool<DeviceAlloc>,
     pub random: RandomStream,
+    /// See `Device::set_cpu_threshold`.
+    pub cpu_threshold: AtomicUsize,
     queue: Arc<Queue>,
     kernels: Kernels,
     faults: Faults,
@@ -36,6 +44,10 @@ impl Gpu {
     /// With the compiled kernels of a folder, or of none.
     pub fn with_cache(driver: Arc<dyn Driver>, disk: Option<Disk>) -> Gpu {
         let queue = Arc::new(Queue::new(driver.clone()));
+        let limits = queue.limits();
+        let disk = disk.filter(|_| limits.keeps_binaries);
+        let set = std::env::var("TL_CPU_THRESHOLD").ok().and_then(|text| text.parse().ok());
+        let cpu_threshold = queue.unified().map_or(0, |_| set.unwrap_or(limits.cpu_threshold));
         let default = PoolConfig::default();
         let half = driver.memory().map(|bytes| bytes / 2);
         let config = PoolConfig { max_cached_bytes: half.unwrap_or(default.max_cached_bytes), ..default };
@@ -44,6 +56,7 @@ impl Gpu {
             id: GPUS.fetch_add(1, Ordering::Relaxed) + 1,
             pool: BufferPool::new(DeviceAlloc::gpu(GpuAlloc(queue.clone())), config),
             random: RandomStream::new(),
+            cpu_threshold: cpu_threshold.into(),
             queue,
             kernels: Kernels::new(driver, disk),
             faults: Faults::default(),
@@ -73,6 +86,11 @@ impl Gpu {
     /// [`Error::Compile`].
     pub fn function(&self, source: &str, name: &str) -> Result<Function> {
         self.kernels.function(source, name)
+    }
+
+    /// Threads that a group of a kernel may have.
+    pub fn max_threads(&self, function: Function) -> u32 {
+        self.queue.driver().max_threads(function)
     }
 
     /// Compiles those of a list of (source, name) that are not compiled yet, in parallel.
@@ -113,35 +131,76 @@ impl Gpu {
     /// # Errors
     /// Out of memory; a device that fails.
     pub fn upload(&self, bytes: &[u8]) -> Result<Storage> {
-        let storage = Storage::new(&self.pool, bytes.len())?;
+        // What the host writes itself must not be in use.
+        let storage = match self.queue.unified() {
+            Some(_) => Storage::idle(&self.pool, bytes.len())?,
+            None => Storage::new(&self.pool, bytes.len())?,
+        };
         if !bytes.is_empty() {
             self.queue.write(address(&storage)?, bytes)?;
         }
         Ok(storage)
     }
 
-    /// Reads bytes of a storage from `offset` on, when all that was asked for has run.
+    /// Memory of the host as this device's, without a copy; `None` where it is too small, does not lie on pages, or the
+    /// device has memory of its own.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for memory that is not the host's.
+    pub fn import(&self, storage: &Arc<Storage>) -> Result<Option<Storage>> {
+        let Some(unified) = self.queue.unified().filter(|_| storage.len() >= IMPORT_BYTES) else { return Ok(None) };
+        let host = storage.host()?;
+        let (start, bytes) = (host.as_ptr(), storage.len().next_multiple_of(unified.page()));
+        if start.addr() % unified.page() != 0 || bytes > host.bytes() {
+            return Ok(None);
+        }
+        let imported = NonNull::new(start).and_then(|start| unified.import(start, bytes));
+        Ok(imported.map(|address| {
+            let memory = GpuMemory::new(self.queue.clone(), address, bytes, Some(storage.clone()));
+            Storage::imported(&self.pool, memory, storage.len())
+        }))
+    }
+
+    /// The memory of a storage for the host, once nothing keeps it from reading it, or from writing it if it `writes`;
+    /// `None` where the device has memory of its own.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn host_view<'a>(&self, storage: &'a Storage, writes: bool) -> Result<Option<HostView<'a>>> {
+        Ok(self.queue.host(bound(storage, writes)?)?.map(|ptr| HostView { ptr, owner: PhantomData }))
+    }
+
+    /// A storage as one of the host's in `pool`, without a copy, once it has been written; `None` where the device has
+    /// memory of its own.
+    ///
+    /// # Errors
+    /// A fault of the evaluation that wrote it; a device that fails.
+    pub fn export(&self, storage: &Arc<Storage>, pool: &BufferPool<DeviceAlloc>) -> Result<Option<Storage>> {
+        let Some(ptr) = self.queue.host(bound(storage, false)?)? else { return Ok(None) };
+        self.judge(storage.verdict().as_deref())?;
+        // SAFETY: the bytes have been written; they stay as long as the storage, which the new one holds.
+        let memory = unsafe { HostMemory::borrowed(ptr, storage.len()) };
+        Ok(Some(Storage::seen(pool, memory, storage.clone())))
+    }
+
+    /// Reads bytes of a storage from `offset` on, when what writes them has run.
     ///
     /// # Errors
     /// A fault of the evaluation that wrote them; a device that fails.
     pub fn download(&self, storage: &Storage, offset: usize, out: &mut [u8]) -> Result<()> {
+        debug_assert!(offset + out.len() <= storage.len());
         if out.is_empty() {
             return Ok(());
         }
-        let ticket = self.commit()?;
-        self.fetch(ticket, storage, offset, out)?;
+        self.queue.read(address(storage)?, offset, out)?;
         self.judge(storage.verdict().as_deref())
     }
 
-    /// Reads once a commit has run. The queue is others' until then.
-    pub(super) fn fetch(&self, ticket: Ticket, storage: &Storage, offset: usize, out: &mut [u8]) -> Result<()> {
-        debug_assert!(offset + out.len() <= storage.len());
-        self.queue.wait(ticket)?;
-        self.queue.read(address(storage)?, offset, out)
-    }
-
     /// Finds a verdict.
-    pub(super) fn judge(&self, verdict: Option<&Verdict>) -> Result<()> {
+    ///
+    /// # Errors
+    /// The fault, if there was one; a device that fails.
+    pub fn judge(&self, verdict: Option<&Verdict>) -> Result<()> {
         let Some(verdict) = verdict else { return Ok(()) };
         if !verdict.is_settled() {
             self.faults.check(&self.queue)?;
@@ -189,6 +248,16 @@ impl Gpu {
         let result = work();
         let to = self.queue.mark()?;
         Ok((result, self.queue.elapsed(from, to)?))
+    }
+
+    /// What `work` submits, and the device's time for each dispatch, by name and in order.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn profile<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<(String, Duration)>)> {
+        self.queue.start_profile();
+        let result = work();
+        Ok((result, self.queue.take_profile()?))
     }
 
     /// What `work` submits, and what it moves; `None` where the driver cannot tell.

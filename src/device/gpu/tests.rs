@@ -29,7 +29,7 @@ fn batches_of(batch: usize) -> (Arc<Fake>, Gpu) {
 
 fn launch(gpu: &Gpu, name: &str, buffers: &[Bound], args: &[u8]) -> Result<()> {
     let function: Function = gpu.function(SOURCE, name)?;
-    gpu.submit(&Launch { function, name, groups: [1; 3], threads: 32, buffers, args, indirect: &[] })
+    gpu.submit(&Launch { function, name, groups: [1; 3], threads: 32, buffers, args, indirect: &[], operations: 0.0 })
 }
 
 fn reads(storage: &Storage) -> Bound {
@@ -99,9 +99,17 @@ fn only_what_depends_waits() -> Result<()> {
     }
     let function = gpu.function(SOURCE, "work")?;
     let indirect = [reads(&a)];
-    let launch =
-        Launch { function, name: "", groups: [1; 3], threads: 32, buffers: &[], args: &[], indirect: &indirect };
-    gpu.submit(&launch)?;
+    let args: &[u8] = &[];
+    gpu.submit(&Launch {
+        function,
+        name: "",
+        groups: [1; 3],
+        threads: 32,
+        buffers: &[],
+        args,
+        indirect: &indirect,
+        operations: 0.0,
+    })?;
     assert_eq!(driver.log(), "| work");
     Ok(())
 }
@@ -161,6 +169,30 @@ fn what_takes_long_is_sent_off_at_once() -> Result<()> {
     (0..8).try_for_each(|_| launch(&gpu, "work", &[], &[]))?;
     driver.log();
     launch(&gpu, "work", &[large], &[])?;
+    assert_eq!(driver.log(), "work commit");
+    Ok(())
+}
+
+#[test]
+fn what_is_estimated_to_take_long_is_sent_off() -> Result<()> {
+    let (driver, gpu) = batches_of(100);
+    let function = gpu.function(SOURCE, "work")?;
+    // A tenth of a second, at a million operations a microsecond.
+    let work = |operations| Launch {
+        function,
+        name: "work",
+        groups: [1; 3],
+        threads: 32,
+        buffers: &[],
+        args: &[],
+        indirect: &[],
+        operations,
+    };
+    (0..8).try_for_each(|_| gpu.submit(&work(0.0)))?;
+    driver.log();
+    gpu.submit(&work(0.6e11))?;
+    assert_eq!(driver.log(), "work");
+    gpu.submit(&work(0.6e11))?;
     assert_eq!(driver.log(), "work commit");
     Ok(())
 }
@@ -362,6 +394,21 @@ fn threads_share_a_queue() {
         }
     });
     assert_eq!(gpu.synchronize(), Ok(()));
+}
+
+#[test]
+fn the_time_of_each_dispatch_is_told() -> Result<()> {
+    let (driver, gpu) = gpu();
+    let [a] = storages(&gpu);
+    let work = || launch(&gpu, "fill", &[writes(&a)], &[1]).and_then(|()| launch(&gpu, "work", &[reads(&a)], &[]));
+    let (result, list) = gpu.profile(work)?;
+    result?;
+    let list: Vec<_> = list.iter().map(|(name, time)| (&name[..], time.as_micros())).collect();
+    assert_eq!(list, [("fill", 5), ("work", 5)]);
+    assert_eq!(driver.log(), "| mark fill | mark | mark work | mark commit");
+    launch(&gpu, "work", &[], &[])?;
+    assert_eq!(driver.log(), "work");
+    Ok(())
 }
 
 #[test]

@@ -9,7 +9,14 @@ pub(super) const GUARD: usize = 64 << 10;
 /// The live allocations, by the address they start at.
 #[derive(Default)]
 pub(super) struct Memory {
-    live: BTreeMap<usize, usize>,
+    live: BTreeMap<usize, Allocation>,
+}
+
+#[derive(Clone, Copy)]
+struct Allocation {
+    bytes: usize,
+    /// Whether it is the host's, without guards.
+    imported: bool,
 }
 
 impl Memory {
@@ -33,16 +40,29 @@ impl Memory {
         let start = unsafe { block.add(guard) };
         // SAFETY: as above; nobody else knows of the block yet.
         unsafe { start.write_bytes(0xff, bytes) };
-        self.live.insert(start.expose_provenance(), bytes);
+        self.live.insert(start.expose_provenance(), Allocation { bytes, imported: false });
         Some(start.expose_provenance())
+    }
+
+    /// Takes memory of the host's in; `false` if a part of it is in already.
+    pub fn import(&mut self, start: usize, bytes: usize) -> bool {
+        let before = self.live.range(..start + bytes).next_back();
+        if before.is_some_and(|(other, allocation)| other + allocation.bytes > start) {
+            return false;
+        }
+        self.live.insert(start, Allocation { bytes, imported: true });
+        true
     }
 
     /// Gives an allocation back. Whether there was one that starts there and has this size.
     pub fn free(&mut self, start: usize, bytes: usize) -> bool {
-        if self.live.get(&start) != Some(&bytes) {
+        let Some(&Allocation { imported, .. }) = self.live.get(&start).filter(|a| a.bytes == bytes) else {
             return false;
-        }
+        };
         self.live.remove(&start);
+        if imported {
+            return true;
+        }
         let (layout, guard) = Memory::layout(bytes).expect("it was allocated");
         // SAFETY: `alloc` got the block with this layout, and it is no longer in the map.
         unsafe { std::alloc::dealloc(std::ptr::with_exposed_provenance_mut::<u8>(start).sub(guard), layout) };
@@ -51,7 +71,7 @@ impl Memory {
 
     /// The live allocation that an address lies in: its start and size.
     pub fn find(&self, address: usize) -> Option<(usize, usize)> {
-        let (&start, &bytes) = self.live.range(..=address).next_back()?;
+        let (&start, &Allocation { bytes, .. }) = self.live.range(..=address).next_back()?;
         (address - start < bytes || address == start).then_some((start, bytes))
     }
 
@@ -63,8 +83,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        while let Some((&start, &bytes)) = self.live.first_key_value() {
-            self.free(start, bytes);
+        while let Some((&start, allocation)) = self.live.first_key_value() {
+            self.free(start, allocation.bytes);
         }
     }
 }

@@ -19,15 +19,19 @@ mod tests;
 
 pub(crate) use fault::{Fault, FaultKind};
 
-use super::gpu::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic};
+use super::gpu::driver::{
+    Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic, Transfer, Unified,
+};
+use super::gpu::progress::Progress;
 use crate::codegen::Machine;
 use crate::device::{DeviceInfo, lock};
 use compile::{Compiler, Kernel};
 use memory::Memory;
 use queue::{Command, Work};
 use std::collections::HashMap;
+use std::ptr::NonNull;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,35 +44,46 @@ const MACHINE: Machine = Machine {
     parallel_groups: 8,
     matrix_units: true,
 };
-/// Dispatches of a batch.
-const BATCH: usize = 64;
+/// As a GPU has it. Batches are small: nothing is gained by large ones here.
+const BATCH: Batch = Batch { dispatches: 64, bytes_per_microsecond: 1e5, operations_per_microsecond: 1e6 };
+/// As Apple's processors have it.
+const PAGE: usize = 16 << 10;
 
 /// What the queue's thread and the others share.
 #[derive(Default)]
 struct Shared {
     memory: Mutex<Memory>,
-    progress: Mutex<Progress>,
-    /// Told of each change of `progress`.
-    moved: Condvar,
+    progress: Progress,
+    marks: Mutex<HashMap<u64, Instant>>,
+    /// All that was found.
+    faults: Mutex<Vec<Fault>>,
+    /// What the host did with memory while commands were under way.
+    host: Mutex<Vec<HostUse>>,
     /// There while somebody counts.
     traffic: Mutex<Option<Vec<Traffic>>>,
 }
 
-#[derive(Default)]
-struct Progress {
-    /// The last ticket whose work has run.
-    done: u64,
-    marks: HashMap<u64, Instant>,
-    /// What went wrong since somebody last waited.
-    error: Option<String>,
-    /// All that was found.
-    faults: Vec<Fault>,
+/// What the host did with a range of addresses.
+struct HostUse {
+    start: usize,
+    bytes: usize,
+    what: HostAction,
+    /// Commands that had been asked for.
+    asked: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostAction {
+    Reads,
+    Writes,
+    Frees,
 }
 
 /// What goes in at the queue's front.
 struct Front {
     /// `None` only while the driver goes.
     commands: Option<Sender<Command>>,
+    asked: u64,
     tickets: u64,
     marks: u64,
 }
@@ -97,28 +112,34 @@ impl SoftMetal {
             .name("soft-metal".into())
             .spawn(move || queue::serve(queue, &theirs, seed))
             .map_err(|e| e.to_string())?;
-        let front = Mutex::new(Front { commands: Some(commands), tickets: 0, marks: 0 });
+        let front = Mutex::new(Front { commands: Some(commands), asked: 0, tickets: 0, marks: 0 });
         Ok(Arc::new(SoftMetal { compiler, kernels: Mutex::default(), front, shared, thread: Some(thread) }))
     }
 
     /// Takes the record of all that was found so far. `wait` and `read` report it, too.
     #[cfg(test)]
     pub fn take_faults(&self) -> Vec<Fault> {
-        let mut progress = lock(&self.shared.progress);
-        progress.error = None;
-        std::mem::take(&mut progress.faults)
+        self.shared.progress.take_failure();
+        std::mem::take(&mut lock(&self.shared.faults))
     }
 
     fn send(&self, command: Command) -> DriverResult<()> {
-        let front = lock(&self.front);
+        let mut front = lock(&self.front);
+        front.asked += 1;
         let sent = front.commands.as_ref().map(|commands| commands.send(command));
         sent.and_then(Result::ok).ok_or_else(|| "the queue's thread has ended".into())
+    }
+
+    /// Notes that the host uses memory, for the queue's thread to see whether it was in the way.
+    fn note_host(&self, start: usize, bytes: usize, what: HostAction) {
+        let front = lock(&self.front);
+        lock(&self.shared.host).push(HostUse { start, bytes, what, asked: front.asked });
     }
 
     fn limit(&self, name: &str, detail: String) -> DriverResult<()> {
         let fault = Fault { kind: FaultKind::Limit, kernel: name.into(), detail, caller: 0 };
         let text = fault.to_string();
-        lock(&self.shared.progress).faults.push(fault);
+        lock(&self.shared.faults).push(fault);
         Err(text)
     }
 }
@@ -150,7 +171,7 @@ impl Driver for SoftMetal {
     }
 
     fn limits(&self) -> Limits {
-        Limits { machine: MACHINE, batch: BATCH }
+        Limits { machine: MACHINE, batch: Some(BATCH), cpu_threshold: 0, keeps_binaries: true }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {
@@ -158,8 +179,13 @@ impl Driver for SoftMetal {
     }
 
     fn free(&self, address: Address, bytes: usize) {
+        self.note_host(address.0 as usize, bytes, HostAction::Frees);
         // Once the queue's thread has ended, memory goes with the device.
         let _ = self.send(Command::Free { address: address.0 as usize, bytes });
+    }
+
+    fn transfer(&self) -> Transfer<'_> {
+        Transfer::Unified(self)
     }
 
     fn compiler(&self) -> String {
@@ -208,30 +234,6 @@ impl Driver for SoftMetal {
         let _ = self.send(Command::Barrier);
     }
 
-    fn write(&self, to: Address, bytes: &[u8]) -> DriverResult<()> {
-        self.send(Command::Write { to: to.0 as usize, bytes: bytes.to_vec() })
-    }
-
-    fn read(&self, from: Address, out: &mut [u8]) -> DriverResult<()> {
-        let (into, data) = channel();
-        self.send(Command::Read { from: from.0 as usize, bytes: out.len(), into })?;
-        let ticket = self.commit()?;
-        self.wait(ticket)?;
-        let data = data.recv().map_err(|_| "there was nothing to read".to_string())?;
-        out.copy_from_slice(&data);
-        // Whatever is asked for now comes after what was waited for.
-        self.barrier();
-        Ok(())
-    }
-
-    fn copy(&self, from: Address, to: Address, bytes: usize) -> DriverResult<()> {
-        self.send(Command::Copy { from: from.0 as usize, to: to.0 as usize, bytes })
-    }
-
-    fn zero(&self, to: Address, bytes: usize) -> DriverResult<()> {
-        self.send(Command::Zero { to: to.0 as usize, bytes })
-    }
-
     fn commit(&self) -> DriverResult<Ticket> {
         let mut front = lock(&self.front);
         front.tickets += 1;
@@ -242,15 +244,14 @@ impl Driver for SoftMetal {
     }
 
     fn is_done(&self, ticket: Ticket) -> bool {
-        lock(&self.shared.progress).done >= ticket.0
+        self.shared.progress.is_done(ticket)
     }
 
+    /// What was found is reported once: the device goes on.
     fn wait(&self, ticket: Ticket) -> DriverResult<()> {
-        let mut progress = lock(&self.shared.progress);
-        while progress.done < ticket.0 {
-            progress = self.shared.moved.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-        progress.error.take().map_or(Ok(()), Err)
+        let result = self.shared.progress.wait(ticket);
+        self.shared.progress.take_failure();
+        result
     }
 
     fn mark(&self) -> DriverResult<Mark> {
@@ -263,17 +264,10 @@ impl Driver for SoftMetal {
     }
 
     fn elapsed(&self, from: Mark, to: Mark) -> DriverResult<Duration> {
-        let mut progress = lock(&self.shared.progress);
-        loop {
-            if let (Some(&start), Some(&end)) = (progress.marks.get(&from.0), progress.marks.get(&to.0)) {
-                progress.marks.remove(&from.0);
-                progress.marks.remove(&to.0);
-                return Ok(end.saturating_duration_since(start));
-            }
-            if progress.done == u64::MAX {
-                return Err("the queue's thread has ended".into());
-            }
-            progress = self.shared.moved.wait(progress).unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut marks = lock(&self.shared.marks);
+        match (marks.remove(&from.0), marks.remove(&to.0)) {
+            (Some(start), Some(end)) => Ok(end.saturating_duration_since(start)),
+            _ => Err(format!("marks {} and {} have not both passed", from.0, to.0)),
         }
     }
 
@@ -284,5 +278,25 @@ impl Driver for SoftMetal {
 
     fn take_traffic(&self) -> Vec<Traffic> {
         lock(&self.shared.traffic).take().unwrap_or_default()
+    }
+}
+
+impl Unified for SoftMetal {
+    fn host(&self, address: Address, bytes: usize, writes: bool) -> DriverResult<NonNull<u8>> {
+        let start = address.0 as usize;
+        if !lock(&self.shared.memory).holds(start, bytes) {
+            return Err(format!("{bytes} bytes at {start:#x} belong to no allocation"));
+        }
+        self.note_host(start, bytes, if writes { HostAction::Writes } else { HostAction::Reads });
+        NonNull::new(std::ptr::with_exposed_provenance_mut(start)).ok_or_else(|| "an address of 0".into())
+    }
+
+    fn page(&self) -> usize {
+        PAGE
+    }
+
+    fn import(&self, host: NonNull<u8>, bytes: usize) -> Option<Address> {
+        let start = host.as_ptr().expose_provenance();
+        lock(&self.shared.memory).import(start, bytes).then_some(Address(start as u64))
     }
 }

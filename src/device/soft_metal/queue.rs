@@ -1,6 +1,5 @@
 //! The queue: what was asked for runs on a thread of its own, in order, as a GPU's would.
 
-use super::Shared;
 use super::check::Region;
 use super::compile::Kernel;
 use super::fault::{Fault, FaultKind};
@@ -8,11 +7,12 @@ use super::hooks::STATE;
 use super::memory::Memory;
 use super::run::{Launch, Runner};
 use super::shadow::Shadow;
-use crate::device::gpu::driver::{AllocationTraffic, Traffic};
+use super::{HostAction, HostUse, Shared};
+use crate::device::gpu::driver::{AllocationTraffic, Ticket, Traffic};
 use crate::device::lock;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 /// A dispatch that owns what it names.
@@ -29,10 +29,6 @@ pub(super) struct Work {
 pub(super) enum Command {
     Dispatch(Work),
     Barrier,
-    Write { to: usize, bytes: Vec<u8> },
-    Read { from: usize, bytes: usize, into: Sender<Vec<u8>> },
-    Copy { from: usize, to: usize, bytes: usize },
-    Zero { to: usize, bytes: usize },
     Free { address: usize, bytes: usize },
     Mark(u64),
     Commit(u64),
@@ -41,8 +37,11 @@ pub(super) enum Command {
 /// Runs commands until nobody can send any more.
 pub(super) fn serve(commands: Receiver<Command>, shared: &Shared, seed: u64) {
     let _ended = Ended(shared);
-    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new(), args: vec![0; 3 * ARGS_GUARD] };
+    let args = vec![0; 3 * ARGS_GUARD];
+    let mut queue = Queue { shared, runner: Runner::new(seed), shadows: HashMap::new(), args, at: 0 };
     for command in commands {
+        queue.at += 1;
+        lock(&shared.host).retain(|host| host.asked >= queue.at);
         queue.execute(command);
     }
 }
@@ -52,12 +51,10 @@ struct Ended<'a>(&'a Shared);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        let mut progress = self.0.progress();
-        progress.done = u64::MAX;
         if std::thread::panicking() {
-            progress.error = Some("the queue's thread panicked".into());
+            self.0.progress.fail("the queue's thread panicked".into());
         }
-        self.0.moved.notify_all();
+        self.0.progress.end();
     }
 }
 
@@ -68,6 +65,8 @@ struct Queue<'a> {
     shadows: HashMap<usize, Shadow>,
     /// The arguments of a dispatch, between words that belong to nobody.
     args: Vec<u128>,
+    /// The number of the command that runs.
+    at: u64,
 }
 
 /// Words before and behind arguments.
@@ -78,25 +77,6 @@ impl Queue<'_> {
         match command {
             Command::Dispatch(work) => self.dispatch(&work),
             Command::Barrier => STATE.with_borrow_mut(|s| s.checker.start_phase()),
-            Command::Write { to, bytes } => self.store("write", to, bytes.len(), |target| {
-                // SAFETY: `store` has found that many bytes at the target.
-                unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
-            }),
-            Command::Zero { to, bytes } => self.store("zero", to, bytes, |target| {
-                // SAFETY: `store` has found that many bytes at the target.
-                unsafe { target.write_bytes(0, bytes) }
-            }),
-            Command::Copy { from, to, bytes } => {
-                if let Some(data) = self.load("copy", from, bytes) {
-                    self.execute(Command::Write { to, bytes: data });
-                }
-            }
-            Command::Read { from, bytes, into } => {
-                if let Some(data) = self.load("read", from, bytes) {
-                    // Whoever asked waits for it.
-                    let _ = into.send(data);
-                }
-            }
             Command::Free { address, bytes } => {
                 self.shadows.remove(&address);
                 if !self.shared.memory().free(address, bytes) {
@@ -104,13 +84,9 @@ impl Queue<'_> {
                 }
             }
             Command::Mark(mark) => {
-                self.shared.progress().marks.insert(mark, Instant::now());
-                self.shared.moved.notify_all();
+                lock(&self.shared.marks).insert(mark, Instant::now());
             }
-            Command::Commit(ticket) => {
-                self.shared.progress().done = ticket;
-                self.shared.moved.notify_all();
-            }
+            Command::Commit(ticket) => self.shared.progress.pass(Ticket(ticket)),
         }
     }
 
@@ -118,28 +94,31 @@ impl Queue<'_> {
         self.shared.report(vec![Fault { kind, kernel: format!("({what})"), detail, caller: 0 }]);
     }
 
-    /// The bytes at an address, if they all belong to one allocation.
-    fn load(&self, what: &str, from: usize, bytes: usize) -> Option<Vec<u8>> {
-        if !self.shared.memory().holds(from, bytes) {
-            self.fault(what, FaultKind::Unbound, format!("{bytes} bytes at {from:#x} belong to no allocation"));
-            return None;
+    /// What the host did with memory of this dispatch after it was asked for and before it had run.
+    fn host_faults(&self, work: &Work, regions: &[Region]) -> Vec<Fault> {
+        let uses = lock(&self.shared.host);
+        let mut faults = Vec::new();
+        for region in regions {
+            let bound = work.buffers.iter().chain(&work.indirect);
+            let mut bound = bound.filter(|&&a| a >= region.start && a - region.start < region.bytes);
+            let overlaps = |host: &HostUse, a: usize| match a == region.start {
+                true => host.start >= a && host.start < a + region.bytes,
+                false => a >= host.start && a < host.start + host.bytes,
+            };
+            let conflicts = |what| match what {
+                HostAction::Reads => region.stored > 0,
+                HostAction::Writes => region.stored + region.loaded > 0,
+                HostAction::Frees => true,
+            };
+            let found = bound.find_map(|&a| uses.iter().find(|host| conflicts(host.what) && overlaps(host, a)));
+            faults.extend(found.map(|host| Fault {
+                kind: FaultKind::Race,
+                kernel: work.name.clone(),
+                detail: format!("the host {:?} {} before the kernel has run", host.what, region.name),
+                caller: 0,
+            }));
         }
-        // SAFETY: they lie in a live allocation, which only this thread frees or writes to.
-        Some(unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(from), bytes) }.to_vec())
-    }
-
-    /// Writes to an address, if all the bytes belong to one allocation.
-    fn store(&mut self, what: &str, to: usize, bytes: usize, write: impl FnOnce(*mut u8)) {
-        let found = self.shared.memory().find(to);
-        match found.filter(|(start, size)| bytes <= size - (to - start)) {
-            Some((start, _)) => {
-                write(std::ptr::with_exposed_provenance_mut(to));
-                if let Some(shadow) = self.shadows.get_mut(&start) {
-                    shadow.clear(to - start..to - start + bytes);
-                }
-            }
-            None => self.fault(what, FaultKind::Unbound, format!("{bytes} bytes at {to:#x} belong to no allocation")),
-        }
+        faults
     }
 
     /// Binds the allocations that a dispatch names. `None` if there is one that is not there.
@@ -205,6 +184,7 @@ impl Queue<'_> {
                 fault.detail += &format!(", {line}");
             }
         }
+        faults.extend(self.host_faults(work, &regions));
         self.count(work, &regions);
         self.shadows.extend(regions.into_iter().map(|r| (r.start, r.shadow)));
         self.shared.report(faults);
@@ -224,17 +204,12 @@ impl Shared {
         lock(&self.memory)
     }
 
-    fn progress(&self) -> std::sync::MutexGuard<'_, super::Progress> {
-        lock(&self.progress)
-    }
-
     /// Notes findings: for whoever waits next, and for the record.
     fn report(&self, faults: Vec<Fault>) {
         if let Some(first) = faults.first() {
-            let mut progress = self.progress();
             let more = if faults.len() > 1 { format!(" (and {} more)", faults.len() - 1) } else { String::new() };
-            progress.error.get_or_insert_with(|| format!("{first}{more}"));
-            progress.faults.extend(faults);
+            self.progress.fail(format!("{first}{more}"));
+            lock(&self.faults).extend(faults);
         }
     }
 }

@@ -97,12 +97,6 @@ impl Shadow {
         Shadow { shift: 2, cells: vec![[0; 4]; bytes.div_ceil(4)] }
     }
 
-    /// Forgets all accesses to a range: the queue itself wrote there, in order.
-    pub fn clear(&mut self, range: std::ops::Range<usize>) {
-        self.refine(range.start | range.end);
-        self.cells[range.start >> self.shift..range.end.div_ceil(1 << self.shift)].fill([0; 4]);
-    }
-
     /// Makes cells small enough for boundaries at `offsets` (their bits, put together).
     fn refine(&mut self, offsets: usize) {
         let shift = offsets.trailing_zeros().min(self.shift);

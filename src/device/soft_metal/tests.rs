@@ -23,15 +23,29 @@ impl Bench {
 
     fn buffer(&self, bytes: &[u8]) -> Address {
         let address = self.device.alloc(bytes.len()).unwrap();
-        self.device.write(address, bytes).unwrap();
+        self.write(address, bytes);
         address
     }
 
+    fn write(&self, address: Address, bytes: &[u8]) {
+        let host = self.device.host(address, bytes.len(), true).unwrap();
+        // SAFETY: memory of that many bytes, which nothing on the device uses.
+        unsafe { host.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+    }
+
+    /// Once all has run. What was found comes out through `found`.
     fn bytes(&self, address: Address, n: usize) -> Vec<u8> {
-        let mut bytes = vec![0; n];
-        // Whatever was found comes out through `found`.
-        let _ = self.device.read(address, &mut bytes);
-        bytes
+        self.wait();
+        let host = self.device.host(address, n, false).unwrap();
+        // SAFETY: memory of that many bytes, which nothing on the device writes any more.
+        unsafe { std::slice::from_raw_parts(host.as_ptr(), n) }.to_vec()
+    }
+
+    fn wait(&self) {
+        let ticket = self.device.commit().unwrap();
+        while !self.device.is_done(ticket) {
+            std::thread::yield_now();
+        }
     }
 
     fn floats(&self, address: Address, n: usize) -> Vec<f32> {
@@ -45,9 +59,7 @@ impl Bench {
 
     /// What was found since the last call, once all has run.
     fn found(&self) -> Vec<Fault> {
-        let ticket = self.device.commit().unwrap();
-        // Its error is the first of the findings.
-        let _ = self.device.wait(ticket);
+        self.wait();
         self.device.take_faults()
     }
 

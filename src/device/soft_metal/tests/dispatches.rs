@@ -61,15 +61,47 @@ fn dispatches_that_depend_need_a_barrier() {
 }
 
 #[test]
-fn copies_run_in_order_by_themselves() {
+fn the_host_has_to_wait() {
     let (bench, function, [a, b, c], record) = doubling();
-    bench.dispatch(function, 2, 32, &[a, b, record], &[64]);
-    bench.device.copy(b, c, 256).unwrap();
-    bench.device.zero(b, 128).unwrap();
-    bench.device.write(b, &[0; 4]).unwrap();
-    expect("copies", &bench.found(), None);
-    assert_eq!(bench.floats(c, 64), (0..64).map(|i| 2.0 * i as f32).collect::<Vec<_>>());
-    assert_eq!(bench.floats(b, 33)[31..], [0.0, 64.0]);
+    let uses = |address, bytes, writes| drop(bench.device.host(address, bytes, writes).unwrap());
+    let cases: [(&str, Address, bool, bool); 6] = [
+        ("reads what is read", a, false, false),
+        ("reads what is written", b, false, true),
+        ("writes what is read", a, true, true),
+        ("writes what is written", b, true, true),
+        ("writes something else", c, true, false),
+        ("reads a part of what is written", Address(b.0 + 128), false, true),
+    ];
+    for (what, address, writes, wrong) in cases {
+        for waits in [false, true] {
+            // Long enough to be under way when the host comes.
+            (0..200).for_each(|_| bench.dispatch(function, 2, 32, &[a, b, record], &[64]));
+            bench.device.barrier();
+            bench.dispatch(function, 2, 32, &[a, b, record], &[64]);
+            if waits {
+                bench.wait();
+            }
+            uses(address, 64, writes);
+            let races: Vec<Fault> =
+                bench.found().into_iter().filter(|fault| fault.detail.contains("the host")).collect();
+            expect(what, &races, (wrong && !waits).then_some(Race));
+            bench.device.barrier();
+        }
+    }
+}
+
+#[test]
+fn imported_memory_is_used_in_place() {
+    let (bench, function, [a, ..], record) = doubling();
+    let mut host = vec![0f32; 64];
+    let start = NonNull::new(host.as_mut_ptr().cast()).unwrap();
+    let imported = bench.device.import(start, 256).unwrap();
+    assert!(bench.device.import(start, 128).is_none(), "twice");
+    bench.dispatch(function, 2, 32, &[a, imported, record], &[64]);
+    expect("imported", &bench.found(), None);
+    bench.device.free(imported, 256);
+    expect("freed", &bench.found(), None);
+    assert_eq!(host[..4], [0.0, 2.0, 4.0, 6.0]);
 }
 
 #[test]
@@ -107,16 +139,18 @@ fn memory_must_be_bound_and_alive() {
 }
 
 #[test]
-fn memory_is_freed_in_the_order_of_the_queue() {
-    let (bench, function, [a, b, _], record) = doubling();
+fn memory_that_is_in_use_is_not_freed() {
+    let (bench, function, [a, b, c], record) = doubling();
     bench.dispatch(function, 2, 32, &[a, b, record], &[64]);
+    bench.wait();
     bench.device.free(a, 256);
     expect("used, then freed", &bench.found(), None);
     bench.device.free(a, 256);
     expect("freed twice", &bench.found(), Some(Unbound));
-    bench.device.write(b, &[0; 257]).unwrap();
-    expect("a write too long", &bench.found(), Some(Unbound));
-    assert!(bench.device.read(a, &mut [0; 4]).is_err());
+    (0..200).for_each(|_| bench.dispatch(function, 2, 32, &[b, c, record], &[64]));
+    bench.device.free(b, 256);
+    assert!(bench.found().iter().any(|fault| fault.detail.contains("the host Frees")), "freed while in use");
+    assert!(bench.device.host(c, 257, true).is_err() && bench.device.host(a, 4, false).is_err());
 }
 
 #[test]

@@ -146,6 +146,15 @@ impl<A: RawAlloc> BufferPool<A> {
         Ok(buffer)
     }
 
+    /// A buffer of fresh memory, which is given back rather than kept when it is dropped. The counters leave it out.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when the device has no room.
+    pub(crate) fn get_unpooled(&self, bytes: usize, zeroed: bool) -> Result<Buffer<A>> {
+        let raw = self.shared.alloc.alloc(bytes, zeroed).ok_or_else(|| self.out_of_memory(bytes))?;
+        Ok(self.adopt(raw, bytes))
+    }
+
     /// A buffer of memory that was had elsewhere; when it is dropped, the memory is given back rather than kept.
     pub(crate) fn adopt(&self, raw: A::Raw, bytes: usize) -> Buffer<A> {
         Buffer { raw: Some(raw), len: bytes, capacity: 0, home: Arc::clone(&self.shared) }

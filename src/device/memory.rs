@@ -5,8 +5,10 @@ use super::cpu::{HostAlloc, HostMemory};
 use super::gpu::driver::Address;
 use super::gpu::faults::Verdict;
 use super::gpu::memory::{GpuAlloc, GpuMemory};
+use super::gpu::queue::{Bound, Queue};
 use super::lock;
 use crate::error::{Error, Result};
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 /// Allocates the memory of one device.
@@ -85,6 +87,7 @@ impl RawAlloc for DeviceAlloc {
 }
 
 /// The memory of one tensor.
+#[derive(Debug)]
 pub(crate) struct Storage {
     buffer: Buffer<DeviceAlloc>,
     /// On a GPU: what the evaluation that wrote it came to, where that could go wrong.
@@ -114,6 +117,14 @@ impl Storage {
     /// Out of memory.
     pub fn idle(pool: &BufferPool<DeviceAlloc>, bytes: usize) -> Result<Storage> {
         Ok(Storage { buffer: pool.get_idle(bytes)?, verdict: Mutex::new(None) })
+    }
+
+    /// `bytes` bytes, zeros if `zeroed`, that never were in the pool and never will be.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn unpooled(pool: &BufferPool<DeviceAlloc>, bytes: usize, zeroed: bool) -> Result<Storage> {
+        Ok(Storage { buffer: pool.get_unpooled(bytes, zeroed)?, verdict: Mutex::new(None) })
     }
 
     /// The first `bytes` bytes of memory of a GPU that it has imported.
@@ -169,6 +180,45 @@ impl Storage {
             Memory::Gpu(memory) => Some(memory.address()),
             _ => None,
         }
+    }
+
+    /// The queue of the GPU that shares this memory with the host, if one does.
+    pub fn unified(&self) -> Option<&Queue> {
+        match &self.buffer.raw().0 {
+            Memory::Gpu(memory) => Some(memory.queue()).filter(|queue| queue.unified().is_some()),
+            _ => None,
+        }
+    }
+
+    /// The bytes, which a GPU shares with the host.
+    ///
+    /// # Errors
+    /// A device that fails; [`Error::Internal`] for other memory.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        let start = self.host_start(false)?;
+        // SAFETY: the memory is there with these bytes, initialised as any that such a device gives out, while the
+        // storage is. Nothing on the device writes them, and nobody else does while they are borrowed: the storage is
+        // one's own until it becomes a tensor's.
+        Ok(unsafe { std::slice::from_raw_parts(start.as_ptr(), self.len()) })
+    }
+
+    /// The bytes, which a GPU shares with the host, to be changed.
+    ///
+    /// # Errors
+    /// As [`Storage::bytes`].
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
+        let start = self.host_start(true)?;
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.len()) })
+    }
+
+    fn host_start(&self, writes: bool) -> Result<NonNull<u8>> {
+        let apart = || Error::internal("device::memory", "the memory is not shared with the host");
+        if self.len() == 0 {
+            return Ok(NonNull::dangling());
+        }
+        let (queue, address) = self.unified().zip(self.address()).ok_or_else(apart)?;
+        queue.host(Bound { address, bytes: self.len(), writes })?.ok_or_else(apart)
     }
 
     /// What the evaluation that wrote it came to; `None` if nothing could go wrong.

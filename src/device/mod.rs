@@ -4,7 +4,10 @@ pub mod buffer_pool;
 pub mod cpu;
 pub(crate) mod cuda;
 pub(crate) mod gpu;
+#[cfg(target_os = "macos")]
+mod macos;
 pub(crate) mod memory;
+pub mod metal;
 mod random;
 #[cfg(feature = "soft-metal")]
 pub(crate) mod soft_metal;
@@ -12,6 +15,7 @@ pub(crate) mod soft_metal;
 pub use buffer_pool::{BufferPool, BufferPoolStats, PoolConfig};
 pub use memory::DeviceAlloc;
 pub(crate) use memory::Storage;
+pub use metal::{MetalBuffer, MetalDevice};
 
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -50,18 +54,17 @@ impl Device {
         CPU.clone()
     }
 
-    /// An Apple GPU.
+    /// An Apple GPU: M1 or newer, with macOS 14 or newer.
     ///
     /// # Errors
-    /// Always, for now: the Metal driver is not written yet.
+    /// No such GPU, or not on macOS.
     pub fn metal(ordinal: usize) -> Result<Device> {
-        Device::open(format!("metal:{ordinal}"), || {
-            Err(if cfg!(target_os = "macos") {
-                "this version has no Metal driver yet; use Device::cpu()".into()
-            } else {
-                "Metal exists on macOS only; use Device::cpu()".into()
-            })
-        })
+        #[cfg(target_os = "macos")]
+        let driver =
+            || metal::Metal::open(ordinal).map_err(|reason| format!("{reason}; without it, use Device::cpu()"));
+        #[cfg(not(target_os = "macos"))]
+        let driver = || Err("Metal exists on macOS only; use Device::cpu()".into());
+        Device::open(format!("metal:{ordinal}"), driver)
     }
 
     /// An NVIDIA GPU. Needs its driver and NVRTC, which are looked for when this is called first; cuBLASLt
@@ -99,19 +102,20 @@ impl Device {
 
     /// The fastest device there is.
     pub fn best() -> Device {
-        Device::cuda(0).unwrap_or_else(|_| Device::cpu())
+        Device::metal(0).or_else(|_| Device::cuda(0)).unwrap_or_else(|_| Device::cpu())
     }
 
     /// Every device there is.
     pub fn enumerate() -> Vec<Device> {
         let mut devices = vec![Device::cpu()];
+        devices.extend((0..).map_while(|ordinal| Device::metal(ordinal).ok()));
         devices.extend((0..).map_while(|ordinal| Device::cuda(ordinal).ok()));
         #[cfg(feature = "soft-metal")]
         devices.extend(Device::soft_metal());
         devices
     }
 
-    /// `cpu` or `cuda:0`, as messages have it.
+    /// `cpu`, `metal:0` or `cuda:0`, as messages have it.
     pub fn name(&self) -> &str {
         match &self.0 {
             Kind::Cpu(_) => "cpu",
@@ -252,6 +256,14 @@ impl Device {
         }
     }
 
+    /// Whether a storage that is shared with the host lies on this device.
+    pub(crate) fn owns(&self, storage: &Storage) -> bool {
+        match (&self.0, storage.unified()) {
+            (Kind::Gpu(gpu), Some(queue)) => std::ptr::eq(gpu.queue(), queue),
+            _ => false,
+        }
+    }
+
     /// A copy, in memory of this device, of `bytes` bytes of realized memory of another, from `offset` on.
     /// Between the CPU and a GPU with unified memory it is the same memory, if it is all of it.
     pub(crate) fn bring(&self, from: &Device, storage: &Arc<Storage>, offset: usize, bytes: usize) -> Result<Storage> {
@@ -373,7 +385,7 @@ impl std::fmt::Display for Device {
 /// What a device is: for people to read.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
-    /// `cpu` or `cuda:0`.
+    /// `cpu`, `metal:0` or `cuda:0`.
     pub name: String,
     /// Processor or GPU, if it says so.
     pub model: Option<String>,

@@ -1,7 +1,7 @@
 //! Making tensors.
 
 use super::Tensor;
-use crate::device::Device;
+use crate::device::{Device, MetalBuffer};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
 use crate::graph::{Node, Op, Random, Scalar};
@@ -34,6 +34,29 @@ impl Tensor {
     #[track_caller]
     pub fn from_vec<T: Element>(values: Vec<T>, shape: impl IntoShape, device: &Device) -> Result<Tensor> {
         Tensor::from_slice(&values, shape, device)
+    }
+
+    /// A tensor of the bytes in a buffer of `device`, in row-major order, without a copy.
+    ///
+    /// # Errors
+    /// Fewer bytes than the shape takes; a buffer of another device; `bool`, of which not every byte is a value.
+    #[track_caller]
+    pub fn from_buffer(buffer: MetalBuffer, shape: impl IntoShape, dtype: DType, device: &Device) -> Result<Tensor> {
+        let shape = shape.into_shape()?;
+        if dtype == DType::Bool {
+            return Err(Error::dtype("from_buffer", dtype, "use DType::U8, and compare with 0"));
+        }
+        device.needs_support("from_buffer", dtype)?;
+        let wanted = shape.numel().checked_mul(dtype.size());
+        if wanted.is_none_or(|bytes| bytes > buffer.len()) {
+            let reason = format!("the buffer holds {} bytes, too few for {dtype}", buffer.len());
+            return Err(Error::shape("from_buffer", &shape, reason));
+        }
+        if !device.owns(&buffer.0) {
+            return Err(Error::arg("from_buffer", format!("the buffer is none of {device}")));
+        }
+        let node = Node::realized(Arc::new(buffer.0), shape, dtype, device.clone(), Location::caller());
+        Ok(Tensor(Arc::new(node)))
     }
 
     /// A tensor of rank 0.

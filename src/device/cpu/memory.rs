@@ -187,22 +187,7 @@ pub fn physical_memory() -> Option<usize> {
 /// Bytes of memory that the machine has, where the system tells.
 #[cfg(target_os = "macos")]
 pub fn physical_memory() -> Option<usize> {
-    use std::ffi::{c_char, c_int, c_void};
-    unsafe extern "C" {
-        fn sysctlbyname(
-            name: *const c_char,
-            old: *mut c_void,
-            old_len: *mut usize,
-            new: *mut c_void,
-            new_len: usize,
-        ) -> c_int;
-    }
-    let mut bytes = 0u64;
-    let mut len = size_of_val(&bytes);
-    let old = (&raw mut bytes).cast();
-    // SAFETY: the name ends in NUL, `old` points at `len` writable bytes, and nothing is set.
-    let status = unsafe { sysctlbyname(c"hw.memsize".as_ptr(), old, &mut len, std::ptr::null_mut(), 0) };
-    if status == 0 { usize::try_from(bytes).ok() } else { None }
+    crate::device::macos::number(c"hw.memsize").and_then(|bytes| usize::try_from(bytes).ok())
 }
 
 /// Bytes of memory that the machine has, where the system tells.

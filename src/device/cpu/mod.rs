@@ -65,6 +65,12 @@ pub(crate) fn isa() -> Isa {
     Isa::detect()
 }
 
+#[cfg(target_os = "macos")]
+fn cpu_model() -> Option<String> {
+    crate::device::macos::text(c"machdep.cpu.brand_string")
+}
+
+#[cfg(not(target_os = "macos"))]
 fn cpu_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;

@@ -50,9 +50,11 @@ impl FaultSite {
 }
 
 /// What an evaluation came to.
+#[derive(Debug)]
 pub(crate) struct Verdict(OnceLock<Result<(), Arc<Found>>>);
 
 /// A fault, and whether anyone was told.
+#[derive(Debug)]
 struct Found {
     error: Error,
     reported: AtomicBool,

@@ -27,6 +27,10 @@ impl GpuMemory {
         self.address
     }
 
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
     /// Whether it is somebody else's, too, and so not to be written.
     pub fn is_imported(&self) -> bool {
         self.owner.is_some()

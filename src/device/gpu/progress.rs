@@ -39,6 +39,7 @@ impl Progress {
     }
 
     /// Lets everyone go: nothing more will run.
+    #[cfg(feature = "soft-metal")]
     pub fn end(&self) {
         self.pass(Ticket(u64::MAX));
     }

@@ -4,6 +4,7 @@ use super::*;
 
 mod dispatches;
 mod kernels;
+mod runtime;
 
 /// A device, and what tests do with it over and over.
 struct Bench {

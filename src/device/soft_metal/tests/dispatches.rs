@@ -63,7 +63,7 @@ fn dispatches_that_depend_need_a_barrier() {
 #[test]
 fn the_host_has_to_wait() {
     let (bench, function, [a, b, c], record) = doubling();
-    let uses = |address, bytes, writes| drop(bench.device.host(address, bytes, writes).unwrap());
+    let uses = |address, bytes, writes| assert!(bench.device.host(address, bytes, writes).is_ok());
     let cases: [(&str, Address, bool, bool); 6] = [
         ("reads what is read", a, false, false),
         ("reads what is written", b, false, true),

@@ -1,8 +1,9 @@
 //! The runtime above the driver, over memory that host and device share: who waits for what, and what is not copied.
 
 use crate::device::gpu::Gpu;
+use crate::device::gpu::runtime::bound;
 use crate::device::soft_metal::SoftMetal;
-use crate::device::{Device, Kind, MetalBuffer, MetalDevice, Storage};
+use crate::device::{Device, Kind, MetalBuffer, MetalDevice, Storage, lock};
 use crate::testing::{dispatches_of_thread, kernels_of_thread};
 use crate::{DType, Error, Readback, Result, Tensor, eval};
 use std::sync::Arc;
@@ -40,6 +41,37 @@ fn storage(tensor: &Tensor) -> Arc<Storage> {
 
 fn address(tensor: &Tensor) -> usize {
     storage(tensor).address().unwrap().0 as usize
+}
+
+#[test]
+fn the_host_waits_for_what_is_in_its_way() -> Result<()> {
+    let driver = SoftMetal::new().unwrap();
+    let gpu = Arc::new(Gpu::new(driver.clone()));
+    let device = Device(Kind::Gpu(gpu.clone()));
+    let (queue, bound) = (gpu.queue(), |tensor: &Tensor, writes| bound(&storage(tensor), writes).unwrap());
+    let x = Tensor::from_slice(&ramp(64), 64, &device)?;
+    let due = |tensor: &Tensor, writes| queue.due([bound(tensor, writes)].into_iter());
+    assert_eq!((due(&x, true)?, queue.is_idle(bound(&x, true).address)), (None, true));
+    // No dispatch ends while this is held.
+    let hold = lock(&driver.shared.traffic);
+    let y = (&x + 1.0)?;
+    y.eval()?;
+    let ticket = due(&x, true)?.expect("it is read");
+    assert_eq!((due(&x, false)?, due(&y, false)?, due(&y, true)?), (None, Some(ticket), Some(ticket)));
+    assert!(!queue.is_idle(bound(&x, true).address));
+    drop(hold);
+    queue.wait(ticket)?;
+    assert!(queue.is_idle(bound(&x, true).address) && queue.is_idle(bound(&y, true).address));
+    // What the host writes next is not in use, though it was freed last.
+    let busy = Storage::new(&gpu.pool, 256)?;
+    let freed = busy.address().unwrap();
+    let hold = lock(&driver.shared.traffic);
+    let z = Tensor::from_buffer(MetalBuffer(busy), 64, DType::F32, &device)?;
+    (&z + 1.0)?.eval()?;
+    drop(z);
+    assert_ne!(bound(&Tensor::from_slice(&ramp(64), 64, &device)?, false).address, freed);
+    drop(hold);
+    device.synchronize()
 }
 
 #[test]
@@ -133,6 +165,7 @@ fn tensors_cross_without_a_copy() -> Result<()> {
     // Nobody else holds `there`: a plan would write over it, were it not the host's.
     let sum = (there + 1.0)?;
     sum.eval()?;
+    device.synchronize()?;
     assert_eq!(host.to_vec::<f32>()?[..2], [-3.0, -2.0]);
 
     let back = sum.to_device(&Device::cpu())?;
@@ -198,7 +231,7 @@ fn buffers_that_do_not_fit_are_refused() -> Result<()> {
 #[test]
 fn a_device_that_ends_waits_for_its_work() -> Result<()> {
     let device = device();
-
+    // The host's memory of what a device computed outlives the device.
     let kept = (Tensor::from_slice(&ramp(1 << 18), 1 << 18, &device)? + 1.0)?.to_device(&Device::cpu())?;
     keep_busy(&device)?;
     drop(device);

@@ -483,17 +483,22 @@ fn size_class(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
     /// A device of `room` bytes that counts what it gave out.
     #[derive(Clone)]
     struct Mock(Arc<Device>);
 
+    #[derive(Default)]
     struct Device {
         room: usize,
         live: AtomicUsize,
         calls: AtomicUsize,
+        pressed: AtomicBool,
     }
+
+    /// The first byte of memory that the device still uses.
+    const BUSY: u8 = 0xBB;
 
     struct MockRaw {
         bytes: Vec<u8>,
@@ -521,13 +526,21 @@ mod tests {
             Ok(())
         }
 
+        fn is_idle(&self, raw: &MockRaw) -> bool {
+            raw.bytes[0] != BUSY
+        }
+
+        fn is_pressed(&self) -> bool {
+            self.0.pressed.load(SeqCst)
+        }
+
         fn device_name(&self) -> String {
             "mock".into()
         }
     }
 
     fn pool_of(room: usize, config: PoolConfig) -> (BufferPool<Mock>, Arc<Device>) {
-        let device = Arc::new(Device { room, live: AtomicUsize::new(0), calls: AtomicUsize::new(0) });
+        let device = Arc::new(Device { room, ..Device::default() });
         (BufferPool::new(Mock(Arc::clone(&device)), config), device)
     }
 
@@ -661,6 +674,48 @@ mod tests {
         drop(held);
         assert_eq!((pool.stats().bytes_in_use, pool.stats().peak_bytes), (0, 4096));
         assert!(pool.get_uninit(4096).is_ok());
+    }
+
+    #[test]
+    fn a_system_short_of_memory_gets_the_cache() {
+        let (pool, device) = pool();
+        drop((pool.get_uninit(100).unwrap(), pool.get_uninit(5000).unwrap()));
+        device.pressed.store(true, SeqCst);
+        // What the cache serves costs nobody anything.
+        drop(pool.get_uninit(100).unwrap());
+        assert_eq!(pool.stats().buffers_cached, 2);
+        let other = pool.get_uninit(1000).unwrap();
+        assert_eq!((pool.stats().buffers_cached, device.live.load(SeqCst)), (0, other.capacity()));
+    }
+
+    #[test]
+    fn idle_memory_is_the_oldest_or_fresh() {
+        let (pool, device) = pool();
+        let [mut first, second, third] = [0; 3].map(|_| pool.get_uninit(100).unwrap());
+        first.raw_mut().bytes[1] = 1;
+        drop(first);
+        drop(second);
+        drop(third);
+        let mut taken = pool.get_idle(100).unwrap();
+        assert_eq!((taken.raw().bytes[1], device.calls.load(SeqCst)), (1, 3));
+        taken.raw_mut().bytes[0] = BUSY;
+        let (next, last) = (pool.get_idle(100).unwrap(), pool.get_idle(100).unwrap());
+        assert_eq!(device.calls.load(SeqCst), 3);
+        drop(taken);
+        let fresh = pool.get_idle(100).unwrap();
+        assert_eq!((fresh.raw().bytes[0], device.calls.load(SeqCst)), (0xAA, 4));
+        let stats = pool.stats();
+        assert_eq!((stats.allocation_count, stats.reuse_count, stats.buffers_cached), (7, 3, 1));
+        drop((next, last));
+    }
+
+    #[test]
+    fn what_bypasses_the_pool_does_not_come_back_to_it() {
+        let (pool, device) = pool();
+        let buffer = pool.get_unpooled(100, true).unwrap();
+        assert_eq!((buffer.len(), buffer.raw().bytes.clone(), pool.stats().bytes_in_use), (100, vec![0; 100], 0));
+        drop(buffer);
+        assert_eq!((device.live.load(SeqCst), pool.stats()), (0, BufferPoolStats::default()));
     }
 
     #[test]

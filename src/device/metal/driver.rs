@@ -13,7 +13,7 @@ use objc2::sel;
 use objc2_foundation::NSString;
 use objc2_metal::{
     MTLBuffer, MTLCompileOptions, MTLComputePipelineState, MTLCopyAllDevices, MTLDevice, MTLGPUFamily,
-    MTLLanguageVersion, MTLLibrary, MTLMathMode, MTLResourceOptions,
+    MTLLanguageVersion, MTLLibrary, MTLMathFloatingPointFunctions, MTLMathMode, MTLResourceOptions,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -170,12 +170,13 @@ impl Metal {
     }
 }
 
-/// Compiles without fast math, in which compilers assume that there is no NaN and reorder sums.
+/// Compiles without fast math, in which compilers assume that there is no NaN, reorder sums, and take `exp` lightly.
 fn compile(device: &ProtocolObject<dyn MTLDevice>, source: &str) -> DriverResult<Object<dyn MTLLibrary>> {
     let options = MTLCompileOptions::new();
     options.setLanguageVersion(LANGUAGE);
     if options.respondsToSelector(sel!(setMathMode:)) {
         options.setMathMode(MTLMathMode::Safe);
+        options.setMathFloatingPointFunctions(MTLMathFloatingPointFunctions::Precise);
     } else {
         #[expect(deprecated, reason = "what systems before macOS 15 have")]
         options.setFastMathEnabled(false);

@@ -32,6 +32,8 @@ pub(crate) struct Limits {
     /// Dispatches after which the runtime commits without being asked; 0 where every dispatch starts at
     /// once anyway.
     pub batch: usize,
+    /// Whether what computes products is checked when it is first needed (`selfcheck`).
+    pub self_check: bool,
 }
 
 /// One run of a kernel. Groups and threads are counted along one to three dimensions.

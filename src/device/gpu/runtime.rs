@@ -6,6 +6,8 @@ use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket, T
 use super::faults::{Faults, Verdict, Watch};
 use super::memory::GpuAlloc;
 use super::queue::{Bound, Launch, Queue};
+use super::selfcheck::Checks;
+use super::tuning::Tuning;
 use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
@@ -23,6 +25,8 @@ pub(crate) struct Gpu {
     pub id: usize,
     pub pool: BufferPool<DeviceAlloc>,
     pub random: RandomStream,
+    pub(super) checks: Checks,
+    pub(crate) tuning: Tuning,
     queue: Arc<Queue>,
     kernels: Kernels,
     faults: Faults,
@@ -44,6 +48,8 @@ impl Gpu {
             id: GPUS.fetch_add(1, Ordering::Relaxed) + 1,
             pool: BufferPool::new(DeviceAlloc::gpu(GpuAlloc(queue.clone())), config),
             random: RandomStream::new(),
+            checks: Checks::new(queue.limits()),
+            tuning: Tuning::new(),
             queue,
             kernels: Kernels::new(driver, disk),
             faults: Faults::default(),
@@ -60,6 +66,11 @@ impl Gpu {
 
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Its kernels, and what is kept beside them.
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// Whether there is a vendor's library that multiplies matrices.

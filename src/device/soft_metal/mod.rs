@@ -20,7 +20,7 @@ mod tests;
 pub(crate) use fault::{Fault, FaultKind};
 
 use super::gpu::driver::{Address, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic};
-use crate::codegen::Machine;
+use crate::codegen::{Chip, Machine};
 use crate::device::{DeviceInfo, lock};
 use compile::{Compiler, Kernel};
 use memory::Memory;
@@ -39,6 +39,8 @@ const MACHINE: Machine = Machine {
     grid: 65_535,
     parallel_groups: 8,
     matrix_units: true,
+    chip: Chip::Other,
+    product: None,
 };
 /// Dispatches of a batch.
 const BATCH: usize = 64;
@@ -150,7 +152,7 @@ impl Driver for SoftMetal {
     }
 
     fn limits(&self) -> Limits {
-        Limits { machine: MACHINE, batch: BATCH }
+        Limits { machine: MACHINE, batch: BATCH, self_check: true }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

@@ -19,6 +19,7 @@
 // |                   | the other side any but as below    |                   |                                      | |
 // | tl_gemv_lines     | the same, the other side           | 256               | lines / TL_GEMV_LINES                | float[TL_GEMV_BLOCK(FEW)] |
 // |                   | contiguous across k                |                   |                                      | |
+// | tl_matmul_slow    | any type; checks the others        | 256               | m / 16, n / 16                       | none |
 //
 // Divisions round up; z is for batches, which the bodies know nothing of. Examples: shaders/lint/matmul.metal.
 //
@@ -40,11 +41,10 @@ enum TlLayout {
 
 // ---- Matrix units
 
-// Of k at a time. Rows of tiles are padded by 8 elements, which spreads columns over the banks.
-#define TL_UNITS_DEPTH 32
-#define TL_UNITS_PITCH(LAYOUT, LINES) ((LAYOUT) == TL_LINES_CONTIGUOUS ? (LINES) + 8 : TL_UNITS_DEPTH + 8)
+// Rows of tiles are padded by 8 elements, which spreads columns over the banks.
+#define TL_UNITS_PITCH(LAYOUT, LINES, DEPTH) ((LAYOUT) == TL_LINES_CONTIGUOUS ? (LINES) + 8 : (DEPTH) + 8)
 #define TL_UNITS_THREADS(SIDE_M, SIDE_N) (32 * (SIDE_M) * (SIDE_N))
-#define TL_UNITS_BLOCK(ROWS, COLUMNS, STAGES) ((TL_UNITS_DEPTH + 8) / 2 * ((ROWS) + (COLUMNS)) * (STAGES))
+#define TL_UNITS_BLOCK(ROWS, COLUMNS, DEPTH, STAGES) (((DEPTH) + 8) / 2 * ((ROWS) + (COLUMNS)) * (STAGES))
 
 // shaders/prelude/cuda_matrix.h has this part in terms of mma.sync, whose matrices are larger.
 #ifndef TL_CUDA
@@ -104,25 +104,25 @@ template <uint PENDING> void tl_copies_arrive() {}
 
 // Loads a tile, with zeros for what lies outside: `from` is its first element, and `lines` and `depth` are what is
 // left from there on.
-template <TlLayout LAYOUT, uint LINES, uint THREADS, typename T>
+template <TlLayout LAYOUT, uint LINES, uint DEPTH, uint THREADS, typename T>
 void tl_units_load(threadgroup T* tile, device const T* from, long line_stride, long depth_stride, uint lines, uint depth,
                    uint index) {
-    const uint PITCH = TL_UNITS_PITCH(LAYOUT, LINES);
+    const uint PITCH = TL_UNITS_PITCH(LAYOUT, LINES, DEPTH);
     if (LAYOUT == TL_STRIDED) {
         // Neighbouring threads take neighbours in memory.
         bool by_line = line_stride == 1;
-        for (uint at = index; at < LINES * TL_UNITS_DEPTH; at += THREADS) {
-            uint line = by_line ? at % LINES : at / TL_UNITS_DEPTH, d = by_line ? at / LINES : at % TL_UNITS_DEPTH;
+        for (uint at = index; at < LINES * DEPTH; at += THREADS) {
+            uint line = by_line ? at % LINES : at / DEPTH, d = by_line ? at / LINES : at % DEPTH;
             bool inside = line < lines && d < depth;
             tile[line * PITCH + d] = inside ? from[long(line) * line_stride + long(d) * depth_stride] : T(0.0f);
         }
         return;
     }
     const bool BY_LINE = LAYOUT == TL_LINES_CONTIGUOUS;
-    const uint CHUNKS = (BY_LINE ? LINES : TL_UNITS_DEPTH) / 8; // of a row of the tile
+    const uint CHUNKS = (BY_LINE ? LINES : DEPTH) / 8; // of a row of the tile
     uint rows = BY_LINE ? depth : lines, columns = BY_LINE ? lines : depth;
     long stride = BY_LINE ? depth_stride : line_stride;
-    for (uint at = index; at < LINES * TL_UNITS_DEPTH / 8; at += THREADS) {
+    for (uint at = index; at < LINES * DEPTH / 8; at += THREADS) {
         uint row = at / CHUNKS, column = at % CHUNKS * 8;
         threadgroup T* to = tile + row * PITCH + column;
         bool inside = row < rows && column < columns;
@@ -137,15 +137,16 @@ void tl_units_load(threadgroup T* tile, device const T* from, long line_stride, 
 
 // The product of half or bfloat matrices with sums in f32, ROWS by COLUMNS elements of the result a group.
 //
-// SIDE_M by SIDE_N simdgroups share the tile. STAGES tiles of each operand are in memory at a time: more than one
-// only helps where copies run on their own (CUDA).
-// On Metal and the host <T, A, B, 64, 64, 2, 2, 1>; on CUDA <T, A, B, 128, 128, 2, 4, 2>.
-template <typename T, TlLayout A, TlLayout B, uint ROWS, uint COLUMNS, uint SIDE_M, uint SIDE_N, uint STAGES, typename Epilogue>
+// SIDE_M by SIDE_N simdgroups share the tile, DEPTH of k at a time: a multiple of 8, on CUDA of 16, and no more than
+// ROWS or COLUMNS. STAGES tiles of each operand are in memory at a time: more than one only helps where copies run on
+// their own (CUDA). src/codegen/choice.rs has the sizes.
+template <typename T, TlLayout A, TlLayout B, uint ROWS, uint COLUMNS, uint DEPTH, uint SIDE_M, uint SIDE_N, uint STAGES,
+          typename Epilogue>
 void tl_matmul_units(device const T* a, device const T* b, constant TlMatmul& shape, threadgroup float* block,
                      thread const Epilogue& epilogue, uint3 group, uint index) {
     const uint THREADS = TL_UNITS_THREADS(SIDE_M, SIDE_N), M = ROWS / SIDE_M, N = COLUMNS / SIDE_N;
-    const uint A_PITCH = TL_UNITS_PITCH(A, ROWS), B_PITCH = TL_UNITS_PITCH(B, COLUMNS);
-    const uint A_TILE = (TL_UNITS_DEPTH + 8) * ROWS, STAGE = A_TILE + (TL_UNITS_DEPTH + 8) * COLUMNS;
+    const uint A_PITCH = TL_UNITS_PITCH(A, ROWS, DEPTH), B_PITCH = TL_UNITS_PITCH(B, COLUMNS, DEPTH);
+    const uint A_TILE = (DEPTH + 8) * ROWS, STAGE = A_TILE + (DEPTH + 8) * COLUMNS;
     const bool A_LINES = A == TL_LINES_CONTIGUOUS, B_LINES = B == TL_LINES_CONTIGUOUS;
     threadgroup T* tiles = (threadgroup T*)block;
     uint row = group.x * ROWS, column = group.y * COLUMNS;
@@ -154,7 +155,7 @@ void tl_matmul_units(device const T* a, device const T* b, constant TlMatmul& sh
     device const T* b_line = b + long(column) * shape.b_col;
     TlUnits<M, N> sums;
     tl_units_clear(sums);
-    uint steps = (shape.k + TL_UNITS_DEPTH - 1) / TL_UNITS_DEPTH;
+    uint steps = (shape.k + DEPTH - 1) / DEPTH;
     // Step `at` computes; the tiles of step `at` + STAGES - 1 are on their way.
     for (uint at = 0; at < steps + STAGES - 1; at++) {
         if (STAGES == 1 || at >= STAGES - 1) {
@@ -162,11 +163,11 @@ void tl_matmul_units(device const T* a, device const T* b, constant TlMatmul& sh
             threadgroup_barrier(mem_flags::mem_threadgroup);
         }
         if (at < steps) {
-            uint k = at * TL_UNITS_DEPTH;
+            uint k = at * DEPTH;
             threadgroup T* tile = tiles + at % STAGES * STAGE;
-            tl_units_load<A, ROWS, THREADS>(tile, a_line + long(k) * shape.a_col, shape.a_row, shape.a_col, shape.m - row,
+            tl_units_load<A, ROWS, DEPTH, THREADS>(tile, a_line + long(k) * shape.a_col, shape.a_row, shape.a_col, shape.m - row,
                                             shape.k - k, index);
-            tl_units_load<B, COLUMNS, THREADS>(tile + A_TILE, b_line + long(k) * shape.b_row, shape.b_col, shape.b_row,
+            tl_units_load<B, COLUMNS, DEPTH, THREADS>(tile + A_TILE, b_line + long(k) * shape.b_row, shape.b_col, shape.b_row,
                                                shape.n - column, shape.k - k, index);
         }
         tl_copies_end();
@@ -176,7 +177,7 @@ void tl_matmul_units(device const T* a, device const T* b, constant TlMatmul& sh
         }
         if (at >= STAGES - 1) {
             threadgroup const T* tile = tiles + (at + 1 - STAGES) % STAGES * STAGE;
-            tl_units_step<TL_UNITS_DEPTH, A_LINES, A_PITCH, B_LINES, B_PITCH>(
+            tl_units_step<DEPTH, A_LINES, A_PITCH, B_LINES, B_PITCH>(
                 sums, tile + row_in * (A_LINES ? 1 : A_PITCH), tile + A_TILE + column_in * (B_LINES ? 1 : B_PITCH));
         }
     }
@@ -432,4 +433,19 @@ void tl_gemv_lines(device const T* a, device const T* b, constant TlMatmul& shap
         for (uint part = 0; part < 8; part++) sum += block[(part * FEW + few) * TL_GEMV_LINES + mine];
         tl_finish_few<FEW_ARE_ROWS>(epilogue, few, first + mine, sum);
     }
+}
+
+// ---- What the others are checked against
+
+// One thread an element: nothing is shared, and nothing has to be in step.
+template <typename T, typename Acc, typename Epilogue>
+void tl_matmul_slow(device const T* a, device const T* b, constant TlMatmul& shape, thread const Epilogue& epilogue, uint3 group,
+                    uint index) {
+    uint row = group.x * 16 + index / 16, column = group.y * 16 + index % 16;
+    if (row >= shape.m || column >= shape.n) return;
+    Acc sum = Acc(0);
+    for (uint k = 0; k < shape.k; k++)
+        sum = tl_multiply_add(sum, Acc(a[long(row) * shape.a_row + long(k) * shape.a_col]),
+                              Acc(b[long(k) * shape.b_row + long(column) * shape.b_col]));
+    epilogue(row, column, sum);
 }

@@ -20,111 +20,111 @@ template <typename T> struct StoreInteger {
 kernel void units_half_depth_depth(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_depth_lines(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_lines_depth(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_lines_lines(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_strided_strided(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_STRIDED, TL_STRIDED, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_STRIDED, TL_STRIDED, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_bfloat_depth_lines(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_bfloat_strided_depth(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<bfloat, TL_STRIDED, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<bfloat, TL_STRIDED, TL_DEPTH_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_large(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(128, 128, 2)];
+    threadgroup float block[TL_UNITS_BLOCK(128, 128, 32, 2)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 128, 128, 2, 4, 2>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 128, 128, 32, 2, 4, 2>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_bfloat_large(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(128, 128, 2)];
+    threadgroup float block[TL_UNITS_BLOCK(128, 128, 32, 2)];
     Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 128, 128, 2, 4, 2>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 128, 128, 32, 2, 4, 2>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_half_wide(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 128, 3)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 128, 32, 3)];
     Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 128, 2, 2, 3>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 128, 32, 2, 2, 3>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void units_bfloat_small(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
                    uint index [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(32, 32, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(32, 32, 32, 1)];
     Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
-    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 32, 32, 1, 1, 1>(a, b, args.product, block, epilogue, group, index);
+    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 32, 32, 32, 1, 1, 1>(a, b, args.product, block, epilogue, group, index);
 }
 
 kernel void simt_float_64(device const float* a [[buffer(0)]], device const float* b [[buffer(1)]], device float* out [[buffer(2)]],
@@ -319,4 +319,62 @@ kernel void gemv_lines_float_1_columns(device const float* a [[buffer(0)]], devi
     a += long(group.z) * args.a_batch;
     b += long(group.z) * args.b_batch;
     tl_gemv_lines<float, 1, false, false>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void units_half_shallow(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 16, 1)];
+    Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_LINES_CONTIGUOUS, 64, 64, 16, 1, 2, 1>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void units_bfloat_narrow(device const bfloat* a [[buffer(0)]], device const bfloat* b [[buffer(1)]], device bfloat* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(64, 32, 32, 1)];
+    Store<bfloat> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<bfloat, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 32, 32, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void units_half_48(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(48, 48, 24, 1)];
+    Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<half, TL_LINES_CONTIGUOUS, TL_STRIDED, 48, 48, 24, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void units_half_32(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    threadgroup float block[TL_UNITS_BLOCK(32, 32, 16, 1)];
+    Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_LINES_CONTIGUOUS, 32, 32, 16, 2, 2, 1>(a, b, args.product, block, epilogue, group, index);
+}
+
+kernel void slow_half(device const half* a [[buffer(0)]], device const half* b [[buffer(1)]], device half* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    Store<half> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_slow<half, float>(a, b, args.product, epilogue, group, index);
+}
+
+kernel void slow_long(device const long* a [[buffer(0)]], device const long* b [[buffer(1)]], device long* out [[buffer(2)]],
+                   constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                   uint index [[thread_index_in_threadgroup]]) {
+    StoreInteger<long> epilogue = {out + long(group.z) * args.out_batch, &args};
+    a += long(group.z) * args.a_batch;
+    b += long(group.z) * args.b_batch;
+    tl_matmul_slow<long, long>(a, b, args.product, epilogue, group, index);
 }

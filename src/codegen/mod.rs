@@ -7,9 +7,10 @@
 //!   neighbours in memory belong to different rows, each thread walks a row of its own (`rows`).
 //! - few long rows are split in segments; every fold then ends a dispatch, and the next one begins by
 //!   folding what the segments left in scratch memory (`rows`).
-//! - products and scatters fill in the templates of `shaders/` (`product`, `scatter`).
+//! - products and scatters fill in the templates of `shaders/` (`product`, in tiles that `choice` picks; `scatter`).
 
 mod args;
+mod choice;
 mod emit;
 mod map;
 mod product;
@@ -19,6 +20,9 @@ mod scatter;
 mod tests;
 
 pub(crate) use args::Fill;
+#[cfg(any(test, target_os = "macos"))]
+pub(crate) use choice::Class;
+pub(crate) use choice::{Chip, Choice, Layout, Tile};
 pub(crate) use product::{LibraryEpilogue, SUMS, epilogue_alone, library};
 
 use crate::dtype::DType;
@@ -43,6 +47,9 @@ pub(crate) struct Machine {
     pub parallel_groups: usize,
     /// Whether the matrix units multiply f16 and bf16.
     pub matrix_units: bool,
+    pub chip: Chip,
+    /// What computes every product; where it is `None` the table of `choice` decides.
+    pub product: Option<Choice>,
 }
 
 /// Threads of a group, where nothing asks for another number.

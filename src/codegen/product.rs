@@ -1,15 +1,13 @@
 //! Matrix products: the templates of `shaders/matmul.metal`, with the kernel's other values as epilogue.
 
 use super::args::{Field, Fill};
+use super::choice::{Choice, Layout, Tile};
 use super::emit::{Chunk, Emitter, memory_type, value_type};
 use super::{Machine, Piece, Rendered, THREADS};
 use crate::dtype::DType;
 use crate::ops::Elementwise;
 use crate::schedule::{Gemm, Kernel, Level, Operand, Reach, ValueOp};
 use crate::shape::{Dims, contiguous_strides};
-
-/// Sizes from which on tiles of 128 pay, if there are enough of them.
-const LARGE: usize = 512;
 
 /// A body of `shaders/matmul.metal`.
 struct Body {
@@ -22,7 +20,7 @@ struct Body {
 }
 
 pub(super) fn render(mut e: Emitter, gemm: &Gemm) -> Piece {
-    let body = choose(gemm, e.machine);
+    let body = body(gemm, Choice::of(gemm, e.machine));
     let (a, b) = (e.buffer(gemm.a.node, false), e.buffer(gemm.b.node, false));
     let strides = [gemm.a.row_stride, gemm.a.col_stride, gemm.b.row_stride, gemm.b.col_stride].map(|s| s as i64);
     let sizes = [gemm.m, gemm.n, gemm.k].map(|s| s as u32);
@@ -106,73 +104,51 @@ fn epilogue(e: &mut Emitter, gemm: &Gemm) {
     e.chunk(&chunk, &list, &[], &[], &kernel.outputs);
 }
 
-/// How an operand lies, as the templates have it; its lines are rows of a or columns of b.
-fn layout(operand: &Operand, line: isize, depth: isize, size: usize) -> &'static str {
-    let per_load = (16 / size) as isize;
-    let aligned = |s: isize| s % per_load == 0;
-    if !aligned(operand.offset) || !operand.batch.iter().all(|&s| aligned(s)) {
-        return "TL_STRIDED";
-    }
-    match (depth, line) {
-        (1, line) if aligned(line) => "TL_DEPTH_CONTIGUOUS",
-        (depth, 1) if aligned(depth) => "TL_LINES_CONTIGUOUS",
-        _ => "TL_STRIDED",
-    }
-}
-
-fn choose(gemm: &Gemm, machine: &Machine) -> Body {
-    let Gemm { m, n, dtype, a, b, .. } = gemm;
-    let (m, n) = (*m, *n);
-    let ty = memory_type(*dtype);
-    let a_layout = layout(a, a.row_stride, a.col_stride, dtype.size());
-    let b_layout = layout(b, b.col_stride, b.row_stride, dtype.size());
-    let few = m.min(n);
-    if few <= 4 && dtype.is_float() {
-        let few_are_rows = m <= n;
-        let (many, line, depth) =
-            if few_are_rows { (n, b.col_stride, b.row_stride) } else { (m, a.row_stride, a.col_stride) };
-        let layout = if few_are_rows { b_layout } else { a_layout };
-        if line == 1 && depth != 1 {
-            let vectors = layout == "TL_LINES_CONTIGUOUS";
-            return Body {
+/// The body that a choice names.
+fn body(gemm: &Gemm, choice: Choice) -> Body {
+    let Gemm { m, n, dtype, .. } = gemm;
+    let (ty, sum) = (memory_type(*dtype), value_type(*dtype));
+    let [a, b] = Layout::of(gemm);
+    let tiles = |rows: usize, columns: usize| [m.div_ceil(rows), n.div_ceil(columns)];
+    match choice {
+        Choice::Units(tile) => {
+            let Tile { rows, columns, depth, side_m, side_n, stages } = tile;
+            let shape = format!("{rows}, {columns}, {depth}, {side_m}, {side_n}, {stages}");
+            Body {
+                call: format!("tl_matmul_units<{ty}, {}, {}, {shape}>", a.text(), b.text()),
+                block: Some(("float", format!("TL_UNITS_BLOCK({rows}, {columns}, {depth}, {stages})"))),
+                groups: tiles(rows, columns),
+                threads: tile.threads(),
+            }
+        }
+        Choice::Simt { side, depth } => Body {
+            call: format!("tl_matmul_simt<{ty}, {sum}, {side}, {depth}>"),
+            block: Some((ty, format!("TL_SIMT_BLOCK({side}, {depth})"))),
+            groups: tiles(side, side),
+            threads: THREADS,
+        },
+        Choice::GemvLines { few, few_are_rows } => {
+            let (many, layout) = if few_are_rows { (n, b) } else { (m, a) };
+            let vectors = layout == Layout::Lines;
+            Body {
                 call: format!("tl_gemv_lines<{ty}, {few}, {few_are_rows}, {vectors}>"),
                 block: Some(("float", format!("TL_GEMV_BLOCK({few})"))),
                 groups: [many.div_ceil(32), 1],
                 threads: THREADS,
-            };
+            }
         }
-        let vectors = a_layout == "TL_DEPTH_CONTIGUOUS" && b_layout == "TL_DEPTH_CONTIGUOUS";
-        let lines = if many.div_ceil(16) * gemm.products() >= machine.parallel_groups { 4 } else { 1 };
-        return Body {
-            call: format!("tl_gemv_depth<{ty}, {few}, {few_are_rows}, {lines}, {vectors}>"),
-            block: None,
-            groups: [many.div_ceil(4 * lines), 1],
-            threads: 128,
-        };
-    }
-    let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side) * gemm.products();
-    let large = few >= LARGE && tiles(128) * 8 >= machine.parallel_groups;
-    if dtype.is_narrow() && machine.matrix_units {
-        let roomy = machine.threadgroup_bytes > 32 << 10;
-        let (side, simds, stages) =
-            if large && roomy { (128, "2, 4", 2) } else { (64, "2, 2", 1 + usize::from(roomy)) };
-        return Body {
-            call: format!("tl_matmul_units<{ty}, {a_layout}, {b_layout}, {side}, {side}, {simds}, {stages}>"),
-            block: Some(("float", format!("TL_UNITS_BLOCK({side}, {side}, {stages})"))),
-            groups: [m.div_ceil(side), n.div_ceil(side)],
-            threads: if side == 128 { 256 } else { 128 },
-        };
-    }
-    let (side, depth) = match dtype.size() {
-        ..=4 if large => (128, 8),
-        8 => (64, 8),
-        _ => (64, 16),
-    };
-    Body {
-        call: format!("tl_matmul_simt<{ty}, {}, {side}, {depth}>", value_type(*dtype)),
-        block: Some((ty, format!("TL_SIMT_BLOCK({side}, {depth})"))),
-        groups: [m.div_ceil(side), n.div_ceil(side)],
-        threads: THREADS,
+        Choice::GemvDepth { few, few_are_rows, lines } => {
+            let (many, vectors) = (if few_are_rows { n } else { m }, [a, b] == [Layout::Depth; 2]);
+            Body {
+                call: format!("tl_gemv_depth<{ty}, {few}, {few_are_rows}, {lines}, {vectors}>"),
+                block: None,
+                groups: [many.div_ceil(4 * lines), 1],
+                threads: 128,
+            }
+        }
+        Choice::Slow => {
+            Body { call: format!("tl_matmul_slow<{ty}, {sum}>"), block: None, groups: tiles(16, 16), threads: THREADS }
+        }
     }
 }
 

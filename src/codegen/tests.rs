@@ -1,9 +1,10 @@
 //! Golden texts: what a few graphs become. `TL_GOLDEN=write` writes the files anew.
 
-use super::{Machine, generated, render};
+use super::{Chip, Choice, Class, Machine, Tile, generated, render};
 use crate::error::Result;
 use crate::graph::Snapshot;
-use crate::schedule::{Options, plan};
+use crate::schedule::{Gemm, Operand, Options, plan};
+use crate::shape::Dims;
 use crate::{DType, Device, Tensor};
 use std::path::Path;
 
@@ -15,10 +16,16 @@ const MACHINE: Machine = Machine {
     grid: 65_535,
     parallel_groups: 512,
     matrix_units: true,
+    chip: Chip::Other,
+    product: None,
 };
 
 /// The generated text of all kernels that compute `roots`.
 fn text(roots: &[&Tensor]) -> Result<String> {
+    text_for(roots, &MACHINE)
+}
+
+fn text_for(roots: &[&Tensor], machine: &Machine) -> Result<String> {
     let nodes: Vec<_> = roots.iter().map(|t| t.0.clone()).collect();
     let snapshot = Snapshot::of(&nodes, true);
     let plan = plan(&snapshot, &Options { fuse: true })?;
@@ -26,7 +33,7 @@ fn text(roots: &[&Tensor]) -> Result<String> {
     let mut text = String::new();
     for step in &plan.steps {
         let kernels: Vec<_> = step.iter().map(|part| &part.kernel).collect();
-        for rendered in render(&kernels, &MACHINE, &dtype) {
+        for rendered in render(&kernels, machine, &dtype) {
             keep(&rendered.source);
             text += generated(&rendered.source);
             for call in rendered.calls {
@@ -144,4 +151,82 @@ fn sums_by_index() {
 fn transposition() {
     let x = input(&[100, 200], DType::F16);
     golden("transposition", &[&(&x.t().unwrap() * 2.0).unwrap()]);
+}
+
+/// `[m, k] x [k, n]` of row-major matrices; b is the transpose of one if `transposed`.
+fn gemm(dtype: DType, [m, n, k]: [usize; 3], transposed: bool) -> Gemm {
+    let operand = |node, row_stride: usize, col_stride: usize| {
+        let (row_stride, col_stride) = (row_stride as isize, col_stride as isize);
+        Operand { node, row_stride, col_stride, batch: Dims::new(), offset: 0 }
+    };
+    let b = if transposed { operand(1, 1, k) } else { operand(1, n, 1) };
+    Gemm { m, n, k, dtype, batch: Dims::new(), a: operand(0, k, 1), b }
+}
+
+#[test]
+fn the_table_of_products() {
+    const ROOMY: usize = 48 << 10;
+    let apple = |family, class| (Chip::Apple { family, class }, 32 << 10);
+    let (half, float, long) = (DType::F16, DType::F32, DType::I64);
+    let cases = [
+        ((Chip::Other, 32 << 10), half, [1024; 3], false, "units 64x64x32 by 2x2 in 1"),
+        ((Chip::Nvidia, ROOMY), half, [1024; 3], false, "units 128x128x32 by 2x4 in 2"),
+        ((Chip::Nvidia, ROOMY), half, [100, 1024, 1024], false, "units 64x64x32 by 2x2 in 2"),
+        ((Chip::Nvidia, ROOMY), float, [1024; 3], false, "simt 128x128x8"),
+        ((Chip::Nvidia, ROOMY), float, [300; 3], false, "simt 64x64x16"),
+        ((Chip::Nvidia, ROOMY), long, [1024; 3], false, "simt 64x64x8"),
+        ((Chip::Other, ROOMY), DType::I32, [3; 3], false, "simt 64x64x16"),
+        ((Chip::Nvidia, ROOMY), half, [3, 512, 512], true, "gemv of 3 rows, 1 along k"),
+        ((Chip::Nvidia, ROOMY), half, [3, 9000, 512], true, "gemv of 3 rows, 4 along k"),
+        ((Chip::Nvidia, ROOMY), half, [3, 512, 512], false, "gemv of 3 rows, across k"),
+        ((Chip::Nvidia, ROOMY), half, [512, 1, 512], false, "gemv of 1 columns, 1 along k"),
+        (apple(7, Class::Base), half, [2048; 3], true, "units 64x32x32 by 2x2 in 1"),
+        (apple(9, Class::Base), half, [2048; 3], false, "units 64x64x16 by 1x2 in 1"),
+        (apple(9, Class::Max), DType::BF16, [2048; 3], true, "units 64x64x16 by 2x2 in 1"),
+        (apple(8, Class::Max), half, [512; 3], true, "units 48x48x24 by 2x2 in 1"),
+        (apple(10, Class::Max), half, [512; 3], true, "units 32x32x16 by 2x2 in 1"),
+        (apple(10, Class::Max), float, [2048; 3], true, "simt 128x128x8"),
+    ];
+    for ((chip, threadgroup_bytes), dtype, size, transposed, want) in cases {
+        let machine = Machine { chip, threadgroup_bytes, ..MACHINE };
+        let got = Choice::of(&gemm(dtype, size, transposed), &machine);
+        assert_eq!(got.to_string(), want, "{chip:?} {dtype} {size:?}");
+    }
+}
+
+#[test]
+fn tiles_fit_the_machine() {
+    let chips = [(Chip::Nvidia, 48 << 10), (Chip::Apple { family: 9, class: Class::Base }, 32 << 10)];
+    for (chip, threadgroup_bytes) in chips {
+        let machine = Machine { chip, threadgroup_bytes, ..MACHINE };
+        let by_table = [64, 512, 4096].map(|n| Choice::of(&gemm(DType::F16, [n; 3], false), &machine));
+        let candidates = Choice::candidates(&gemm(DType::F16, [64; 3], false), &machine);
+        assert!(candidates.len() > 5);
+        for choice in candidates.into_iter().chain(by_table) {
+            let Choice::Units(tile) = choice else { panic!("{choice}") };
+            let Tile { rows, columns, depth, side_m, side_n, .. } = tile;
+            let strips = side_m * side_n * 8 * (columns / side_n + 4) * 4;
+            assert!((strips..=threadgroup_bytes).contains(&tile.bytes()), "{choice}");
+            assert!(depth <= rows.min(columns) && [rows / side_m, columns / side_n, depth].iter().all(|n| n % 8 == 0));
+            // Sums that a thread keeps in registers.
+            assert!(rows * columns / tile.threads() <= 64, "{choice}");
+            let (a, b) = (input(&[72, 80], DType::F16), input(&[80, 88], DType::F16));
+            let machine = Machine { product: Some(choice), ..machine };
+            // Kept for the compilers, CUDA's alone: the others' are run.
+            if chip == Chip::Nvidia {
+                let text = text_for(&[&a.matmul(&b).unwrap()], &machine).unwrap();
+                assert!(text.contains(&format!("{rows}, {columns}, {depth}, {side_m}, {side_n}, ")), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_slow_kernel_takes_any_epilogue() {
+    let machine = Machine { product: Some(Choice::Slow), ..MACHINE };
+    for dtype in [DType::F16, DType::I64] {
+        let (a, b, bias) = (input(&[7, 9], dtype), input(&[9, 11], dtype), input(&[11], dtype));
+        let text = text_for(&[&(a.matmul(&b).unwrap() + bias).unwrap()], &machine).unwrap();
+        assert!(text.contains("tl_matmul_slow<") && text.contains("op_add"), "{text}");
+    }
 }

@@ -216,6 +216,23 @@ impl Device {
         }
     }
 
+    /// Whether matrix products of plans made from now on use measured tiles, on a GPU: off by default, unless the
+    /// environment variable `TL_TUNE` is 1. Nothing changes on the CPU.
+    ///
+    /// When it is on, the first plan with a product of some size runs it in a few tile shapes on scratch memory and
+    /// takes the fastest. The choice is kept with the compiled kernels (in `TL_CACHE_DIR`; remove the folder to measure
+    /// again), for this device and compiler.
+    ///
+    /// Tile shapes add a sum's terms in different orders, so the last bits of an f32, f16 or bf16 product may differ
+    /// from those without tuning, and between machines that measured differently; with one choice they are the same
+    /// each time. Plans that were made before keep their tiles.
+    pub fn set_tuning(&self, on: bool) {
+        match &self.0 {
+            Kind::Cpu(_) => {}
+            Kind::Gpu(gpu) => gpu.tuning.set(on),
+        }
+    }
+
     fn random(&self) -> &RandomStream {
         match &self.0 {
             Kind::Cpu(cpu) => &cpu.random,

@@ -34,10 +34,10 @@ kernel void matmul_add_gelu(device const half* b0 [[buffer(0)]],
                             constant Args& args [[buffer(4)]],
                             uint3 group [[threadgroup_position_in_grid]],
                             uint tid [[thread_index_in_threadgroup]]) {
-    threadgroup float block[TL_UNITS_BLOCK(64, 64, 1)];
+    threadgroup float block[TL_UNITS_BLOCK(64, 64, 32, 1)];
     const uint3 tile = group;
     const Epilogue epilogue = {b0, b1, b2, b3, &args, tile.z};
-    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 2, 2, 1>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, tile, tid);
+    tl_matmul_units<half, TL_DEPTH_CONTIGUOUS, TL_DEPTH_CONTIGUOUS, 64, 64, 32, 2, 2, 1>(b0 + (args.a_at), b1 + (args.b_at), args.product, block, epilogue, tile, tid);
 }
 // matmul_add_gelu: [2, 8, 1] groups of 128 threads
 

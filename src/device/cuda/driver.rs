@@ -5,7 +5,7 @@ use super::compile::{Compiler, PRELUDE};
 use super::cublaslt::{CublasLt, WORKSPACE};
 use super::event::{Event, Tickets};
 use super::staging::Staging;
-use crate::codegen::Machine;
+use crate::codegen::{Chip, Machine};
 use crate::device::gpu::driver::{
     Address, Copies, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket, Transfer,
 };
@@ -296,8 +296,11 @@ impl Driver for Cuda {
             grid: MAX_GROUPS as usize,
             parallel_groups: self.multiprocessors * 8,
             matrix_units: true,
+            chip: Chip::Nvidia,
+            product: None,
         };
-        Limits { machine, batch: None, cpu_threshold: 0, keeps_binaries: true }
+        // NVRTC takes long for a kernel; what it makes of ours has been tested, and TL_SELFCHECK=1 checks it all the same.
+        Limits { machine, batch: None, cpu_threshold: 0, keeps_binaries: true, self_check: false }
     }
 
     fn memory(&self) -> Option<usize> {

@@ -77,6 +77,16 @@ impl Kernels {
         errors.into_iter().min_by_key(|(i, _)| *i).map_or(Ok(()), |(_, error)| Err(error))
     }
 
+    /// What [`Kernels::keep`] put on disk under a name.
+    pub fn kept(&self, name: &str) -> Option<Vec<u8>> {
+        self.disk.as_ref()?.read(&format!("{}\n{name}", self.toolchain()))
+    }
+
+    /// Keeps a few bytes on disk, for this compiler and chip.
+    pub fn keep(&self, name: &str, bytes: &[u8]) {
+        self.disk.iter().for_each(|disk| disk.write(&format!("{}\n{name}", self.toolchain()), bytes));
+    }
+
     /// The compiled form of a source, from memory, disk or the compiler. `name` is for messages.
     fn binary(&self, source: &str, name: &str) -> Result<Arc<Vec<u8>>> {
         let key = hash(source);
@@ -85,11 +95,12 @@ impl Kernels {
         }
         log_source(source, name);
         let text = format!("{}\n{source}", self.toolchain());
-        let binary = match self.disk.as_ref().and_then(|disk| disk.read(&text)) {
+        let disk = self.disk.as_ref().filter(|_| self.driver.limits().keeps_binaries);
+        let binary = match disk.and_then(|disk| disk.read(&text)) {
             Some(binary) => binary,
             None => {
                 let binary = self.driver.compile(source).map_err(|reason| self.refused(name, reason))?;
-                self.disk.iter().for_each(|disk| disk.write(&text, &binary));
+                disk.iter().for_each(|disk| disk.write(&text, &binary));
                 binary
             }
         };

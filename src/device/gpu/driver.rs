@@ -37,6 +37,8 @@ pub(crate) struct Limits {
     pub cpu_threshold: usize,
     /// Whether compiled kernels are worth keeping on disk.
     pub keeps_binaries: bool,
+    /// Whether what computes products is checked when it is first needed (`selfcheck`).
+    pub self_check: bool,
 }
 
 /// When a batch of dispatches is due.

@@ -2,9 +2,9 @@
 
 use super::driver::{Address, Batch, Copies, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Transfer};
 use super::runtime::Gpu;
-use crate::codegen::Machine;
+use crate::codegen::{Chip, Machine};
 use crate::device::{Device, DeviceInfo, Kind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub(crate) struct Fake {
     /// Bytes of memory that there are; 0 for no limit.
     room: usize,
     compiler: String,
+    /// What the next calls of `elapsed` say.
+    times: Mutex<VecDeque<Duration>>,
     state: Mutex<State>,
 }
 
@@ -41,7 +43,7 @@ impl Fake {
     }
 
     pub fn with(batch: usize, room: usize, compiler: &str) -> Arc<Fake> {
-        Arc::new(Fake { batch, room, compiler: compiler.into(), state: Mutex::default() })
+        Arc::new(Fake { batch, room, compiler: compiler.into(), ..Fake::default() })
     }
 
     /// A device of this driver.
@@ -52,6 +54,11 @@ impl Fake {
     /// What was asked for since the last call: names of kernels and calls, `|` for a barrier.
     pub fn log(&self) -> String {
         std::mem::take(&mut self.state().log).join(" ")
+    }
+
+    /// Sets what the next measurements say, in microseconds; all others say 5.
+    pub fn script(&self, times: impl IntoIterator<Item = u64>) {
+        *self.times.lock().unwrap() = times.into_iter().map(Duration::from_micros).collect();
     }
 
     /// How many sources were compiled.
@@ -100,13 +107,15 @@ impl Driver for Fake {
             grid: 65_535,
             parallel_groups: 1,
             matrix_units: false,
+            chip: Chip::Other,
+            product: None,
         };
         let batch = (self.batch > 0).then_some(Batch {
             dispatches: self.batch,
             bytes_per_microsecond: 1e6,
             operations_per_microsecond: 1e6,
         });
-        Limits { machine, batch, cpu_threshold: 0, keeps_binaries: true }
+        Limits { machine, batch, cpu_threshold: 0, keeps_binaries: true, self_check: false }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {
@@ -201,7 +210,7 @@ impl Driver for Fake {
     }
 
     fn elapsed(&self, _: Mark, _: Mark) -> DriverResult<Duration> {
-        Ok(Duration::from_micros(5))
+        Ok(self.times.lock().unwrap().pop_front().unwrap_or(Duration::from_micros(5)))
     }
 }
 

@@ -13,9 +13,12 @@ pub(crate) mod progress;
 pub(crate) mod queue;
 pub(crate) mod readback;
 pub(crate) mod runtime;
+mod sample;
+pub(crate) mod selfcheck;
 #[cfg(test)]
 mod tests;
 pub(crate) mod translate;
+pub(crate) mod tuning;
 
 pub(crate) use program::Program;
 pub(crate) use runtime::Gpu;

@@ -4,7 +4,9 @@ use super::driver::{Activation, Function, LibraryProduct, Matrix};
 use super::faults::{FaultSite, Watch};
 use super::queue::{Bound, Launch};
 use super::runtime::{Gpu, bound};
-use crate::codegen::{self, Binding, Call, Fill, LibraryEpilogue, Machine, Rendered, SUMS};
+use super::selfcheck::{self, Check};
+use super::tuning;
+use crate::codegen::{self, Binding, Call, Choice, Fill, LibraryEpilogue, Machine, Rendered, SUMS};
 use crate::device::memory::Storage;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ enum Step {
 }
 
 /// Dispatches of one source.
-struct Kernels {
+pub(super) struct Kernels {
     rendered: Rendered,
     /// Arithmetic operations of each dispatch, about.
     operations: f64,
@@ -64,29 +66,42 @@ impl Program {
     /// The programs of a plan's launches; all their kernels are ready to run.
     ///
     /// # Errors
-    /// [`Error::Compile`].
+    /// [`Error::Compile`]; [`Error::DeviceFailed`] where a product's kernel fails its self-check.
     pub fn compile(gpu: &Gpu, steps: &[Vec<Part>], dtype: &dyn Fn(u32) -> DType) -> Result<Vec<Program>> {
-        let machine = &gpu.limits().machine;
-        let mut programs: Vec<Program> = steps.iter().map(|parts| Program::of(gpu, parts, machine, dtype)).collect();
+        let mut checks = Vec::new();
+        let mut programs: Vec<Program> =
+            steps.iter().map(|parts| Program::of(gpu, parts, dtype, &mut checks)).collect();
         let all = || programs.iter().flat_map(|program| &program.0).flat_map(Step::kernels);
         all().try_for_each(|kernels| kernels.check(gpu))?;
-        gpu.prepare(&all().flat_map(Kernels::entries).collect::<Vec<_>>())?;
+        let entries = all().flat_map(Kernels::entries).chain(checks.iter().flat_map(Check::entries));
+        gpu.prepare(&entries.collect::<Vec<_>>())?;
+        checks.into_iter().try_for_each(|check| check.run(gpu))?;
         // Once a plan has begun nothing may fail: see `engine::run`.
         let mut steps = programs.iter_mut().flat_map(|program| &mut program.0);
         steps.try_for_each(|step| step.kernels_mut().into_iter().try_for_each(|kernels| kernels.load(gpu)))?;
         Ok(programs)
     }
 
-    fn of(gpu: &Gpu, parts: &[Part], machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Program {
+    /// Adds the checks that are due to `checks`.
+    fn of(gpu: &Gpu, parts: &[Part], dtype: &dyn Fn(u32) -> DType, checks: &mut Vec<Check>) -> Program {
         let kernels: Vec<&Kernel> = parts.iter().map(|part| &part.kernel).collect();
-        let mut rendered = codegen::render(&kernels, machine, dtype);
+        let mut machine = gpu.limits().machine;
+        let mut product = None;
+        // A kernel with a product is a launch of its own.
+        if let [kernel] = &kernels[..]
+            && let Some(gemm) = &kernel.gemm
+        {
+            product = if gpu.has_library() { Product::plan(kernel, &machine, dtype) } else { None };
+            if product.is_none() {
+                machine.product = tuning::choice(gpu, gemm);
+            }
+            let check = selfcheck::due(gpu, gemm, Choice::of(gemm, &machine));
+            checks.extend(check.filter(|check| checks.iter().all(|other| other.key != check.key)));
+        }
+        let mut rendered = codegen::render(&kernels, &machine, dtype);
         let operations: f64 = kernels.iter().map(|kernel| kernel.operations() as f64).sum();
         let calls: usize = rendered.iter().map(|rendered| rendered.calls.len()).sum();
         let operations = operations / calls.max(1) as f64;
-        let product = match (&kernels[..], &rendered[..]) {
-            ([kernel], [_]) if kernel.gemm.is_some() && gpu.has_library() => Product::plan(kernel, machine, dtype),
-            _ => None,
-        };
         if let Some((gemm, epilogue, then)) = product
             && let Some(own) = rendered.pop()
         {
@@ -173,15 +188,15 @@ impl Kernels {
         Ok(())
     }
 
-    fn new(rendered: Rendered, operations: f64) -> Kernels {
+    pub fn new(rendered: Rendered, operations: f64) -> Kernels {
         Kernels { rendered, operations, functions: Vec::new() }
     }
 
-    fn entries(&self) -> Vec<(&str, &str)> {
+    pub fn entries(&self) -> Vec<(&str, &str)> {
         self.rendered.calls.iter().map(|call| (&self.rendered.source[..], &call.name[..])).collect()
     }
 
-    fn load(&mut self, gpu: &Gpu) -> Result<()> {
+    pub fn load(&mut self, gpu: &Gpu) -> Result<()> {
         let functions = self.entries().into_iter().map(|(source, name)| gpu.function(source, name));
         self.functions = functions.collect::<Result<_>>()?;
         for (call, &function) in self.rendered.calls.iter().zip(&self.functions) {
@@ -195,7 +210,7 @@ impl Kernels {
     }
 
     /// `sums` is the memory of [`SUMS`].
-    fn run(&self, gpu: &Gpu, bindings: &Bindings, sums: Option<&Storage>) -> Result<()> {
+    pub fn run(&self, gpu: &Gpu, bindings: &Bindings, sums: Option<&Storage>) -> Result<()> {
         let scratch = self.rendered.scratch.iter().map(|&bytes| Storage::new(&gpu.pool, bytes));
         let scratch = scratch.collect::<Result<SmallVec<[Storage; 2]>>>()?;
         let memory = |binding: &Binding| -> Result<Bound> {

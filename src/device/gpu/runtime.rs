@@ -6,6 +6,8 @@ use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket, T
 use super::faults::{Faults, Verdict, Watch};
 use super::memory::{GpuAlloc, GpuMemory};
 use super::queue::{Bound, Launch, Queue};
+use super::selfcheck::Checks;
+use super::tuning::Tuning;
 use crate::device::cpu::{HostMemory, HostView};
 use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
@@ -31,6 +33,8 @@ pub(crate) struct Gpu {
     pub random: RandomStream,
     /// See `Device::set_cpu_threshold`.
     pub cpu_threshold: AtomicUsize,
+    pub(super) checks: Checks,
+    pub(crate) tuning: Tuning,
     queue: Arc<Queue>,
     kernels: Kernels,
     faults: Faults,
@@ -45,7 +49,6 @@ impl Gpu {
     pub fn with_cache(driver: Arc<dyn Driver>, disk: Option<Disk>) -> Gpu {
         let queue = Arc::new(Queue::new(driver.clone()));
         let limits = queue.limits();
-        let disk = disk.filter(|_| limits.keeps_binaries);
         let set = std::env::var("TL_CPU_THRESHOLD").ok().and_then(|text| text.parse().ok());
         let cpu_threshold = queue.unified().map_or(0, |_| set.unwrap_or(limits.cpu_threshold));
         let default = PoolConfig::default();
@@ -57,6 +60,8 @@ impl Gpu {
             pool: BufferPool::new(DeviceAlloc::gpu(GpuAlloc(queue.clone())), config),
             random: RandomStream::new(),
             cpu_threshold: cpu_threshold.into(),
+            checks: Checks::new(queue.limits()),
+            tuning: Tuning::new(),
             queue,
             kernels: Kernels::new(driver, disk),
             faults: Faults::default(),
@@ -73,6 +78,11 @@ impl Gpu {
 
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Its kernels, and what is kept beside them.
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// Whether there is a vendor's library that multiplies matrices.

@@ -12,6 +12,10 @@ use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "soft-metal")]
+mod products;
+mod tuning;
+
 const SOURCE: &str = "kernels: fill copy fault work";
 
 fn gpu() -> (Arc<Fake>, Gpu) {

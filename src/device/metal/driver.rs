@@ -1,7 +1,7 @@
 //! The driver: one device, its memory and its kernels. What is sent to it: `queue.rs`.
 
 use super::queue::Commands;
-use crate::codegen::Machine;
+use crate::codegen::{Chip, Class, Machine};
 use crate::device::gpu::driver::{
     Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Transfer, Unified,
 };
@@ -65,8 +65,7 @@ pub(crate) struct Metal {
     model: String,
     /// As in [`FAMILIES`].
     family: (&'static str, u8),
-    /// The last letter of the architecture's name: `g` for base and Pro chips, `s` for Max, `d` for Ultra.
-    class: char,
+    class: Class,
     memory: Memory,
     libraries: Mutex<VecDeque<(u64, Object<dyn MTLLibrary>)>>,
     functions: Mutex<Vec<Arc<Object<dyn MTLComputePipelineState>>>>,
@@ -134,7 +133,11 @@ impl Metal {
             return Err(format!("{model} has memory of its own"));
         }
         probe_language(&device)?;
-        let class = device.architecture().name().to_string().chars().last().unwrap_or('g');
+        // The last letter of the architecture's name: g for base and Pro chips, s for Max, d for Ultra.
+        let class = match device.architecture().name().to_string().chars().last() {
+            Some('s' | 'd') => Class::Max,
+            _ => Class::Base,
+        };
         let progress = Arc::new(Progress::spinning(SPIN));
         Ok(Metal {
             ordinal,
@@ -212,9 +215,8 @@ impl Driver for Metal {
     fn limits(&self) -> Limits {
         // Metal does not tell how many cores there are.
         let cores = match self.class {
-            's' | 'c' => 32,
-            'd' => 64,
-            _ => 10,
+            Class::Base => 10,
+            Class::Max => 32,
         };
         let machine = Machine {
             threads: self.device.maxThreadsPerThreadgroup().width.min(1024),
@@ -224,11 +226,14 @@ impl Driver for Metal {
             grid: u32::MAX as usize,
             parallel_groups: cores * 4,
             matrix_units: true,
+            chip: Chip::Apple { family: self.family.1, class: self.class },
+            product: None,
         };
         // Less than an M1's, of which every other chip has more.
         let batch = Batch { dispatches: 256, bytes_per_microsecond: 5e4, operations_per_microsecond: 1e6 };
         // The system keeps compiled kernels itself.
-        Limits { machine, batch: Some(batch), cpu_threshold: CPU_THRESHOLD, keeps_binaries: false }
+        let cpu_threshold = CPU_THRESHOLD;
+        Limits { machine, batch: Some(batch), cpu_threshold, keeps_binaries: false, self_check: true }
     }
 
     /// What the device can use without swapping.
@@ -258,7 +263,9 @@ impl Driver for Metal {
     }
 
     fn compiler(&self) -> String {
-        format!("Metal 3.1, {}, {}", self.model, self.family.0)
+        // The compiler comes with the system.
+        let build = macos::text(c"kern.osversion").unwrap_or_default();
+        format!("Metal 3.1 of {build}, {}, {}", self.model, self.family.0)
     }
 
     /// The source itself: Metal has no compiled form to hand out but in files, and keeps one for the next process.

@@ -23,7 +23,7 @@ use super::gpu::driver::{
     Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic, Transfer, Unified,
 };
 use super::gpu::progress::Progress;
-use crate::codegen::Machine;
+use crate::codegen::{Chip, Machine};
 use crate::device::{DeviceInfo, lock};
 use compile::{Compiler, Kernel};
 use memory::Memory;
@@ -43,6 +43,8 @@ const MACHINE: Machine = Machine {
     grid: 65_535,
     parallel_groups: 8,
     matrix_units: true,
+    chip: Chip::Other,
+    product: None,
 };
 /// As a GPU has it. Batches are small: nothing is gained by large ones here.
 const BATCH: Batch = Batch { dispatches: 64, bytes_per_microsecond: 1e5, operations_per_microsecond: 1e6 };
@@ -171,7 +173,7 @@ impl Driver for SoftMetal {
     }
 
     fn limits(&self) -> Limits {
-        Limits { machine: MACHINE, batch: Some(BATCH), cpu_threshold: 0, keeps_binaries: true }
+        Limits { machine: MACHINE, batch: Some(BATCH), cpu_threshold: 0, keeps_binaries: true, self_check: true }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

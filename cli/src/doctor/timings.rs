@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 use tensorlogic::{DType, Device, Result, Tensor, testing};
 
+/// A measurement in words.
+type Measure = dyn Fn(&Device) -> Result<String>;
+
 /// A line of the report.
 pub struct Timing {
     pub name: String,
-    pub run: Box<dyn Fn(&Device) -> Result<String>>,
+    pub run: Box<Measure>,
 }
 
 impl Timing {
@@ -75,7 +78,7 @@ fn upload(device: &Device, n: usize, limit: Duration) -> Result<String> {
         device.synchronize()?;
         Ok(start.elapsed())
     })?;
-    Ok(format!("{} of {} MiB", rate(4 * n, time), 4 * n >> 20))
+    Ok(format!("{} of {} MiB", rate(4 * n, time), n >> 18))
 }
 
 fn download(device: &Device, n: usize, limit: Duration) -> Result<String> {
@@ -86,7 +89,7 @@ fn download(device: &Device, n: usize, limit: Duration) -> Result<String> {
         tensor.copy_to_slice(&mut host)?;
         Ok(start.elapsed())
     })?;
-    Ok(format!("{} of {} MiB", rate(4 * n, time), 4 * n >> 20))
+    Ok(format!("{} of {} MiB", rate(4 * n, time), n >> 18))
 }
 
 /// A random tensor, computed.

@@ -297,3 +297,20 @@ fn buffer_pool(device: &Device) -> Outcome {
     device.empty_cache();
     expect(device.buffer_pool_stats().bytes_cached == 0, "the emptied cache holds bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_said() {
+        let compared = |values: &[f32], want: &[f64]| {
+            let tensor = Tensor::from_slice(values, values.len(), &Device::cpu()).unwrap();
+            compare(&tensor, want, |_| 0.1).map_or_else(|verdict| verdict.to_string(), |()| "ok".into())
+        };
+        assert_eq!(compared(&[1.0, 2.05], &[1.0, 2.0]), "ok");
+        assert_eq!(compared(&[1.0, 3.0], &[1.0, 2.0]), "FAILED: f32 [2]: 1 of 2 wrong; [1] is 3 instead of 2");
+        assert_eq!(compared(&[f32::NAN], &[1.0]), "FAILED: f32 [1]: 1 of 1 wrong; [0] is NaN instead of 1");
+        assert_eq!(compared(&[1.0], &[1.0, 2.0]), "FAILED: 1 elements instead of 2");
+    }
+}

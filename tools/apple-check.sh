@@ -4,6 +4,7 @@
 #
 #   tools/apple-check.sh              cargo check --workspace --all-targets
 #   tools/apple-check.sh clippy       the same, with clippy; advisory, since it is not the pinned one
+#   tools/apple-check.sh --self-test  whether a type error behind cfg(target_os = "macos") is found
 #
 # rustup has no standard library for Apple's targets where only Linux's is installed, but a check
 # needs no linker and no SDK. The library's sources are enough, and Debian packages them
@@ -16,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 home=${APPLE_CHECK_HOME:-$HOME/.cache/apple-check}
-target=${APPLE_CHECK_TARGET:-target/apple}
+target=$(realpath -m "${APPLE_CHECK_TARGET:-target/apple}")
 packages=(rustc-web cargo-web rust-web-clippy rust-web-src)
 
 download() {
@@ -61,6 +62,34 @@ unset RUSTUP_TOOLCHAIN RUSTC_WRAPPER RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 export CARGO_PROFILE_DEV_DEBUG=0
 quick='profile.dev.package."*".opt-level=0'
 
+check() {
+    cargo "$1" -Zbuild-std --config "$quick" --target aarch64-apple-darwin --target-dir "$target" \
+        --workspace --all-targets --features soft-metal
+}
+
+# Checks a copy with an error that only macOS has. Always in the same folder, or build products would pile up.
+self_test() {
+    local copy=$target/self-test log=$target/self-test.log
+    rm -rf "$copy"
+    mkdir -p "$copy"
+    git ls-files -z | xargs -0 cp --parents -t "$copy"
+    printf '\n#[cfg(target_os = "macos")]\nfn seeded() -> u32 {\n    "no number"\n}\n' >> "$copy/src/device/mod.rs"
+    if (cd "$copy" && check check) > "$log" 2>&1; then
+        echo "apple-check: the self-test's error was not found" >&2
+        exit 1
+    fi
+    rm -rf "$copy"
+    if ! grep -A 1 'E0308.*mismatched types' "$log" | grep -q 'src/device/mod.rs:' || ! grep -q '"no number"' "$log"; then
+        cat "$log" >&2
+        echo "apple-check: the self-test failed for another reason than its error" >&2
+        exit 1
+    fi
+    echo "apple-check: the self-test's error was found"
+}
+
 rustc --version
-cargo "${1:-check}" -Zbuild-std --config "$quick" --target aarch64-apple-darwin --target-dir "$target" \
-    --workspace --all-targets
+case ${1:-check} in
+    --self-test) self_test ;;
+    check | clippy) check "${1:-check}" ;;
+    *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2 ;;
+esac

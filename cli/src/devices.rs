@@ -13,7 +13,8 @@ pub fn report() -> String {
     text
 }
 
-fn describe(info: &DeviceInfo) -> String {
+/// What a device is, the first line its name.
+pub fn describe(info: &DeviceInfo) -> String {
     let mut text = format!("{}\n", info.name);
     let mut line = |label: &str, value: &str| {
         let _ = writeln!(text, "  {label:<9}{value}");

@@ -27,3 +27,50 @@ fn a_wrong_command_fails_with_the_usage() {
     assert!(!output.status.success());
     assert!(text.contains("devices") && text.contains("Usage: tl"), "{text}");
 }
+
+#[test]
+fn doctor_examines_the_cpu() {
+    let output = tl(&["doctor", "--device", "cpu", "--quick"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.starts_with("```text\ntensorlogic ") && text.ends_with(" checks passed, 0 failed\n```\n"), "{text}");
+    let checks = [
+        "maps f16",
+        "maps bf16",
+        "maps f32",
+        "maps f64",
+        "maps i64",
+        "maps i32",
+        "maps u32",
+        "maps u8",
+        "maps bool",
+        "long chain",
+        "strided views",
+        "sums of ragged rows",
+        "softmax of ragged rows",
+        "column sums",
+        "matmul f16",
+        "matmul bf16",
+        "matmul f32",
+        "index out of range",
+        "threads",
+        "training step",
+        "buffer pool",
+    ];
+    for check in checks {
+        assert!(text.contains(&format!("\n  {check:<26} ok\n")), "no {check} in:\n{text}");
+    }
+    for (timing, unit) in [("launch and wait", "us"), ("f16 add", "GB/s"), ("f16 matmul 1024", "TFLOPS")] {
+        let line = text.lines().find(|line| line.trim_start().starts_with(timing)).unwrap_or_default();
+        assert!(line.contains(unit), "{timing}: {line:?} in:\n{text}");
+    }
+    assert!(text.contains(&format!("\n{} checks passed", checks.len())), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}
+
+#[test]
+fn doctor_says_that_a_device_is_not_there() {
+    let output = tl(&["doctor", "--device", "cuda:99"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("cuda:99"));
+}

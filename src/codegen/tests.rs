@@ -1,6 +1,7 @@
 //! Golden texts: what a few graphs become. `TL_GOLDEN=write` writes the files anew.
 
 use super::{Chip, Choice, Class, Machine, Tile, generated, render};
+use crate::device::gpu::cache::keep_source;
 use crate::error::Result;
 use crate::graph::Snapshot;
 use crate::schedule::{Gemm, Operand, Options, plan};
@@ -34,7 +35,7 @@ fn text_for(roots: &[&Tensor], machine: &Machine) -> Result<String> {
     for step in &plan.steps {
         let kernels: Vec<_> = step.iter().map(|part| &part.kernel).collect();
         for rendered in render(&kernels, machine, &dtype) {
-            keep(&rendered.source);
+            keep_source(&rendered.source);
             text += generated(&rendered.source);
             for call in rendered.calls {
                 text += &format!("// {}: {:?} groups of {} threads\n", call.name, call.groups, call.threads);
@@ -43,14 +44,6 @@ fn text_for(roots: &[&Tensor], machine: &Machine) -> Result<String> {
         }
     }
     Ok(text)
-}
-
-/// Writes a whole source where the lint finds it, if the environment's `TL_SOURCES` names a folder.
-fn keep(source: &str) {
-    let Some(folder) = std::env::var_os("TL_SOURCES") else { return };
-    let hash = source.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(Path::new(&folder).join(format!("{hash:016x}.metal")), source).unwrap();
 }
 
 fn golden(name: &str, roots: &[&Tensor]) {

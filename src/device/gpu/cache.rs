@@ -1,11 +1,12 @@
 //! Kernels by source and name: handles in memory, compiled binaries on disk.
 
-use super::disk::{Disk, hash};
+use super::disk::{Disk, hash, write_whole};
 use super::driver::{Driver, Function};
 use crate::device::cpu::threads;
 use crate::device::lock;
 use crate::error::{Error, Result};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 /// Handles that are kept; the least recently used goes first.
@@ -94,6 +95,7 @@ impl Kernels {
             return Ok(binary);
         }
         log_source(source, name);
+        keep_source(source);
         let text = format!("{}\n{source}", self.toolchain());
         let disk = self.disk.as_ref().filter(|_| self.driver.limits().keeps_binaries);
         let binary = match disk.and_then(|disk| disk.read(&text)) {
@@ -156,5 +158,53 @@ fn log_source(source: &str, name: &str) {
     static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("source")));
     if *LOG {
         eprintln!("tensorlogic source of {name}:\n{source}");
+    }
+}
+
+/// Keeps a source for `tools/lint-shaders.sh`, if the environment's `TL_SOURCES` names a folder and it is Metal text,
+/// which the runtime's tests do not care for. What cannot be written is not kept, which stderr is told once.
+pub(crate) fn keep_source(source: &str) {
+    static FOLDER: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("TL_SOURCES").filter(|v| !v.is_empty()).map(PathBuf::from));
+    static FAILED: OnceLock<()> = OnceLock::new();
+    let Some(folder) = FOLDER.as_ref().filter(|_| source.starts_with("#include <metal_stdlib>")) else { return };
+    if let Err(error) = keep(folder, source) {
+        FAILED.get_or_init(|| eprintln!("tensorlogic: TL_SOURCES: {}: {error}", folder.display()));
+    }
+}
+
+/// Writes `folder/<hash>.metal`, unless it is there: aside and renamed, since threads and processes write the same.
+fn keep(folder: &Path, source: &str) -> std::io::Result<()> {
+    let path = folder.join(format!("{:032x}.metal", hash(source)));
+    if path.exists() { Ok(()) } else { write_whole(&path, source.as_bytes()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_keep_the_same_sources() {
+        let folder = std::env::temp_dir().join(format!("tensorlogic-sources-{}", std::process::id()));
+        let sources: Vec<String> = (1..20).map(|i| "kernel\n".repeat(1000 * i)).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| sources.iter().for_each(|source| keep(&folder, source).unwrap()));
+            }
+        });
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
+        let mut kept: Vec<_> = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        kept.sort_by_key(|text| text.len());
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(kept == sources && files.iter().all(|path| path.extension().unwrap() == "metal"), "{files:?}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_an_error() {
+        let file = std::env::temp_dir().join(format!("tensorlogic-no-folder-{}", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        let kept = keep(&file.join("sources"), "kernel");
+        std::fs::remove_file(&file).unwrap();
+        assert!(kept.is_err());
     }
 }

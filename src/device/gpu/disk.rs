@@ -63,7 +63,7 @@ impl Disk {
         (whole && hash(binary) == (word(2) as u128) << 64 | word(3) as u128).then(|| binary.to_vec())
     }
 
-    /// Keeps the binary of a key: written aside and renamed, so that no reader sees half of it.
+    /// Keeps the binary of a key.
     pub fn write(&self, key: &str, binary: &[u8]) {
         if self.writes.fetch_add(1, Ordering::Relaxed).is_multiple_of(WRITES_PER_LOOK) {
             self.trim();
@@ -74,16 +74,7 @@ impl Disk {
         words.iter().for_each(|word| file.extend(word.to_le_bytes()));
         file.extend(key.as_bytes());
         file.extend(binary);
-        // Threads and processes each write a file of their own.
-        static FILES: AtomicU64 = AtomicU64::new(0);
-        let count = FILES.fetch_add(1, Ordering::Relaxed);
-        let aside = self.folder.join(format!("{}-{count}.part", std::process::id()));
-        let written = std::fs::create_dir_all(&self.folder)
-            .and_then(|()| std::fs::write(&aside, &file))
-            .and_then(|()| std::fs::rename(&aside, self.path(key)));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&aside);
-        }
+        let _ = write_whole(&self.path(key), &file);
     }
 
     /// Removes the oldest files until three quarters of the bytes are left, if there are too many.
@@ -102,6 +93,21 @@ impl Disk {
             bytes -= size;
         }
     }
+}
+
+/// Writes a file aside and renames it, so that no reader sees half of it. Its folder is made if there is none.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    // Threads and processes each write a file of their own.
+    static FILES: AtomicU64 = AtomicU64::new(0);
+    let count = FILES.fetch_add(1, Ordering::Relaxed);
+    let aside = path.with_file_name(format!("{}-{count}.part", std::process::id()));
+    let written = std::fs::create_dir_all(path.parent().unwrap_or(path))
+        .and_then(|()| std::fs::write(&aside, bytes))
+        .and_then(|()| std::fs::rename(&aside, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    written
 }
 
 /// Age, size and path of the files in a folder.

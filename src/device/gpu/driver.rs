@@ -131,6 +131,7 @@ pub(crate) enum Transfer<'a> {
     /// By copies in the queue's order.
     Copies(&'a dyn Copies),
     /// It is the host's memory, too.
+    #[cfg_attr(not(any(target_os = "macos", feature = "soft-metal")), allow(dead_code))]
     Unified(&'a dyn Unified),
 }
 

@@ -2,8 +2,9 @@
 
 use crate::device::cpu;
 use crate::device::gpu::driver::Ticket;
-use crate::device::gpu::faults::{FaultSite, Watch};
+use crate::device::gpu::faults::{FaultSite, Verdict, Watch};
 use crate::device::gpu::program::Bindings;
+use crate::device::gpu::queue::Bound;
 use crate::device::gpu::runtime::bound;
 use crate::device::gpu::{self, Gpu, queue};
 use crate::device::{Device, Kind, Storage};
@@ -143,10 +144,13 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
             continue;
         }
         if let Place::Shared(gpu) = place
-            && let Some(ticket) = busy(gpu, &compiled.plan, &snapshot)?
+            && let Some(obstacle) = obstacle(gpu, &compiled.plan, &snapshot)?
         {
-            drop(engine);
-            gpu.queue().wait(ticket)?;
+            drop((engine, snapshot));
+            match obstacle {
+                Obstacle::Work(ticket) => gpu.queue().wait(ticket)?,
+                Obstacle::Verdict(verdict) => gpu.judge(Some(&verdict))?,
+            }
             continue;
         }
         let launches = compiled.plan.steps.len() as u64;
@@ -175,10 +179,11 @@ impl Compiled {
     fn place<'a>(&self, device: &'a Device, purpose: Purpose) -> Place<'a> {
         match &device.0 {
             Kind::Cpu(_) => Place::Cpu,
-            Kind::Gpu(gpu) if purpose == Purpose::Reading && self.plan.report.cost() <= device.cpu_threshold() => {
-                Place::Shared(gpu)
+            Kind::Gpu(gpu) => {
+                let threshold = device.cpu_threshold();
+                let small = purpose == Purpose::Reading && threshold > 0 && self.plan.report.cost() <= threshold;
+                if small { Place::Shared(gpu) } else { Place::Gpu(gpu) }
             }
-            Kind::Gpu(gpu) => Place::Gpu(gpu),
         }
     }
 
@@ -209,14 +214,32 @@ impl Compiled {
     }
 }
 
-/// The last work of a GPU that keeps the host from what a plan reads.
-fn busy(gpu: &Gpu, plan: &Plan, snapshot: &Snapshot) -> Result<Option<Ticket>> {
+/// What keeps the host from what a plan reads.
+enum Obstacle {
+    /// Work of the GPU.
+    Work(Ticket),
+    /// That nobody knows yet what the evaluation came to that wrote it.
+    Verdict(Arc<Verdict>),
+}
+
+/// # Errors
+/// A fault that is known of what the plan reads; a device that fails.
+fn obstacle(gpu: &Gpu, plan: &Plan, snapshot: &Snapshot) -> Result<Option<Obstacle>> {
     let reads: FxHashSet<u32> = plan.steps.iter().flatten().flat_map(|part| part.kernel.reads()).collect();
     let inputs = reads.into_iter().map(|node| &snapshot.entries[node as usize]).filter(|entry| entry.realized);
-    let memory = inputs.filter_map(|entry| Some((entry.node.storage()?, entry.donatable)));
-    let memory = memory.map(|(storage, writes)| bound(&storage, writes)).collect::<Result<Vec<_>>>()?;
+    let mut memory: Vec<Bound> = Vec::new();
+    for entry in inputs {
+        let Some(storage) = entry.node.storage() else { continue };
+        if let Some(verdict) = storage.verdict() {
+            verdict.get()?;
+            if !verdict.is_settled() {
+                return Ok(Some(Obstacle::Verdict(verdict)));
+            }
+        }
+        memory.push(bound(&storage, entry.donatable)?);
+    }
     let ticket = gpu.queue().due(memory.into_iter())?;
-    Ok(ticket.filter(|&ticket| !gpu.queue().driver().is_done(ticket)))
+    Ok(ticket.filter(|&ticket| !gpu.queue().driver().is_done(ticket)).map(Obstacle::Work))
 }
 
 /// The report of the plan that would compute `roots`.
@@ -284,9 +307,6 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) 
         }
         Place::Shared(gpu) => {
             let programs = compiled.cpu.get().ok_or_else(unprepared)?;
-            for storage in memory.0.iter().flatten() {
-                gpu.judge(storage.verdict().as_deref())?;
-            }
             run_on_cpu(plan, programs, snapshot, &slots, &mut memory, Some(gpu))?;
         }
         Place::Gpu(gpu) => {
@@ -359,8 +379,10 @@ fn run_on_cpu(
     shared: Option<&Gpu>,
 ) -> Result<()> {
     let params = snapshot.params();
+    plan.steps.iter().for_each(|step| memory.provide(step, slots));
+    // A GPU that fails does so before anything is written over.
+    let mut launches = Vec::with_capacity(programs.len());
     for (step, programs) in plan.steps.iter().zip(programs) {
-        memory.provide(step, slots);
         let view = |node: u32| match shared {
             None => Ok(memory.of(node)?.host()?.view()),
             Some(gpu) => {
@@ -370,11 +392,10 @@ fn run_on_cpu(
             }
         };
         let views = |program: &cpu::Program| program.buffers.iter().map(|&node| view(node)).collect::<Result<Vec<_>>>();
-        let parts = programs.iter().map(|p| Ok((p, views(p)?))).collect::<Result<Vec<_>>>()?;
-        cpu::launch(&parts, &params)
-            .map_err(|fault| fault_site(snapshot, fault.node, fault.limit).error(fault.index))?;
+        launches.push(programs.iter().map(|p| Ok((p, views(p)?))).collect::<Result<Vec<_>>>()?);
     }
-    Ok(())
+    let fault = |fault: cpu::Fault| fault_site(snapshot, fault.node, fault.limit).error(fault.index);
+    launches.iter().try_for_each(|parts| cpu::launch(parts, &params).map_err(fault))
 }
 
 fn run_on_gpu(

@@ -17,7 +17,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().to_vec().unwrap()
+    tensor.to_device(&Device::cpu()).unwrap().to_dtype(DType::F64).unwrap().to_vec().unwrap()
 }
 
 /// Differences relative to the larger of 1 and the value wanted.

@@ -146,12 +146,12 @@ impl<A: RawAlloc> BufferPool<A> {
         Ok(buffer)
     }
 
-    /// A buffer of fresh memory, which is given back rather than kept when it is dropped. The counters leave it out.
+    /// A buffer of fresh memory, which is given back rather than kept when it is dropped. Counters and limit leave it out.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the device has no room.
     pub(crate) fn get_unpooled(&self, bytes: usize, zeroed: bool) -> Result<Buffer<A>> {
-        let raw = self.shared.alloc.alloc(bytes, zeroed).ok_or_else(|| self.out_of_memory(bytes))?;
+        let raw = self.shared.fresh(bytes, zeroed).ok_or_else(|| self.out_of_memory(bytes))?;
         Ok(self.adopt(raw, bytes))
     }
 
@@ -313,14 +313,19 @@ impl<A: RawAlloc> Shared<A> {
         let pressed = self.alloc.is_pressed();
         let evicted = self.with_books(|books| books.reserve(class, pressed))?;
         drop(evicted);
-        let raw = self.alloc.alloc(class, zeroed).or_else(|| {
-            let evicted = self.with_books(|books| books.evict_down_to(0));
-            drop(evicted);
-            let raw = self.alloc.alloc(class, zeroed);
-            if raw.is_none() && self.alloc.reclaim() { self.alloc.alloc(class, zeroed) } else { raw }
-        });
+        let raw = self.fresh(class, zeroed);
         self.with_books(|books| books.settle(class, raw.is_some()));
         raw
+    }
+
+    /// Memory of the device's, at the cost of the cache where it has no other.
+    fn fresh(&self, bytes: usize, zeroed: bool) -> Option<A::Raw> {
+        self.alloc.alloc(bytes, zeroed).or_else(|| {
+            let evicted = self.with_books(|books| books.evict_down_to(0));
+            drop(evicted);
+            let raw = self.alloc.alloc(bytes, zeroed);
+            if raw.is_none() && self.alloc.reclaim() { self.alloc.alloc(bytes, zeroed) } else { raw }
+        })
     }
 }
 

@@ -26,7 +26,7 @@ enum Memory {
     Host(HostMemory),
     Gpu(GpuMemory),
     /// Memory of a GPU, which the host reads.
-    Seen(HostMemory, #[expect(dead_code, reason = "keeps the memory")] Arc<Storage>),
+    Seen(HostMemory, Arc<Storage>),
 }
 
 impl DeviceAlloc {
@@ -142,8 +142,24 @@ impl Storage {
     pub fn is_shared(&self) -> bool {
         match &self.buffer.raw().0 {
             Memory::Host(_) => false,
-            Memory::Gpu(memory) => memory.is_imported(),
+            Memory::Gpu(memory) => memory.owner().is_some(),
             Memory::Seen(..) => true,
+        }
+    }
+
+    /// The host's storage that a GPU has imported as this one.
+    pub fn imported_from(&self) -> Option<&Arc<Storage>> {
+        match &self.buffer.raw().0 {
+            Memory::Gpu(memory) => memory.owner(),
+            _ => None,
+        }
+    }
+
+    /// The GPU's storage that the host sees as this one.
+    pub fn seen_of(&self) -> Option<&Arc<Storage>> {
+        match &self.buffer.raw().0 {
+            Memory::Seen(_, storage) => Some(storage),
+            _ => None,
         }
     }
 

@@ -182,9 +182,14 @@ impl Device {
         self.buffer_pool_stats()
     }
 
-    /// Frees every cached buffer; returns the bytes freed.
+    /// Frees every cached buffer, waiting for a GPU that still uses some; returns the bytes freed.
     pub fn empty_cache(&self) -> usize {
-        self.buffer_pool().shrink_to_fit()
+        let bytes = self.buffer_pool().shrink_to_fit();
+        if let Kind::Gpu(gpu) = &self.0 {
+            // What fails is told to whoever reads.
+            let _ = gpu.queue().drain();
+        }
+        bytes
     }
 
     /// Limits the bytes in use; `None` lifts the limit.
@@ -198,8 +203,9 @@ impl Device {
     /// longer than small graphs do; by default that is 131,072 on Metal. 0 keeps everything on the GPU.
     /// `TL_CPU_THRESHOLD` sets it from outside; `TL_LOG=plan` says where a plan runs.
     ///
-    /// Results of the two may differ in the last bits. Which one computes a graph follows from the graph and from whether
-    /// it is read or only evaluated, not from how busy the GPU is. Without effect on other devices.
+    /// Results of the two may differ in the last bits. Which one computes a graph follows from the graph, from which of its
+    /// parts are held and from whether it is read or only evaluated; how busy the GPU is does not count. Without effect on
+    /// other devices.
     pub fn set_cpu_threshold(&self, cost: usize) {
         if let Kind::Gpu(gpu) = &self.0
             && gpu.queue().unified().is_some()
@@ -283,18 +289,25 @@ impl Device {
 
     /// A copy, in memory of this device, of `bytes` bytes of realized memory of another, from `offset` on.
     /// Between the CPU and a GPU with unified memory it is the same memory, if it is all of it.
-    pub(crate) fn bring(&self, from: &Device, storage: &Arc<Storage>, offset: usize, bytes: usize) -> Result<Storage> {
+    pub(crate) fn bring(
+        &self,
+        from: &Device,
+        storage: &Arc<Storage>,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Arc<Storage>> {
         let whole = offset == 0 && bytes == storage.len();
         match (&from.0, &self.0) {
             (Kind::Cpu(_), Kind::Gpu(to)) => {
                 let imported = if whole { to.import(storage)? } else { None };
-                imported.map_or_else(|| to.upload(&cpu::bytes(storage)?[offset..offset + bytes]), Ok)
+                let upload = || to.upload(&cpu::bytes(storage)?[offset..offset + bytes]).map(Arc::new);
+                imported.map_or_else(upload, Ok)
             }
-            (Kind::Cpu(_), Kind::Cpu(_)) => self.upload(&cpu::bytes(storage)?[offset..offset + bytes]),
+            (Kind::Cpu(_), Kind::Cpu(_)) => self.upload(&cpu::bytes(storage)?[offset..offset + bytes]).map(Arc::new),
             (Kind::Gpu(from), Kind::Gpu(to)) => {
                 let mut host = vec![0; bytes];
                 from.download(storage, offset, &mut host)?;
-                to.upload(&host)
+                to.upload(&host).map(Arc::new)
             }
             (Kind::Gpu(from), Kind::Cpu(to)) => {
                 if whole && let Some(seen) = from.export(storage, &to.pool)? {
@@ -302,7 +315,7 @@ impl Device {
                 }
                 let mut copy = Storage::new(&to.pool, bytes)?;
                 cpu::fill(&mut copy, |out| from.download(storage, offset, out))?;
-                Ok(copy)
+                Ok(Arc::new(copy))
             }
         }
     }

@@ -101,7 +101,10 @@ impl Tensor {
         Ok(rows(self.to_vec()?, a, b * c).into_iter().map(|m| rows(m, b, c)).collect())
     }
 
-    /// This tensor on another device. Evaluates it, and copies the elements through the host.
+    /// This tensor on another device. Evaluates it, and copies the elements by way of the host.
+    ///
+    /// Between the CPU and a GPU that shares its memory (Apple's) nothing is copied where whole pages are concerned, from
+    /// 256 KiB on: both tensors are the same memory, which stays until both are gone, and counts where it was allocated.
     ///
     /// # Errors
     /// A dtype that the device does not have; derivatives, which do not cross devices; what evaluation
@@ -122,7 +125,7 @@ impl Tensor {
         let (storage, start) = self.stretch(Purpose::Reading)?;
         let size = self.dtype().size();
         let moved = device.bring(self.device(), &storage, start * size, self.numel() * size)?;
-        let node = Node::realized(Arc::new(moved), *self.shape(), self.dtype(), device.clone(), Location::caller());
+        let node = Node::realized(moved, *self.shape(), self.dtype(), device.clone(), Location::caller());
         Ok(Tensor(Arc::new(node)))
     }
 

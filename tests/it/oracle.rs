@@ -31,6 +31,8 @@ pub(crate) fn devices() -> Vec<tensorlogic::Device> {
         names.split(',').for_each(|name| assert!(is_there(name), "there is no device {name}"));
         devices.retain(|device| names.split(',').any(|name| name == device.name()));
     }
+    // What is tested is the device, not the CPU beside it.
+    devices.iter().for_each(|device| device.set_cpu_threshold(0));
     devices
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use tensorlogic::optim::{Optimizer, Sgd};
+use tensorlogic::testing::dispatches_of_thread;
 use tensorlogic::{DType, Device, Error, Tensor, Var};
 
 /// Why a check did not pass.
@@ -56,7 +57,32 @@ pub fn all() -> Vec<Check> {
     list.push(Check::new("threads", threads));
     list.push(Check::new("training step", training_step));
     list.push(Check::new("buffer pool", buffer_pool));
+    list.push(Check::new("small graphs on the CPU", small_graphs));
     list
+}
+
+/// Where device and CPU share their memory, the CPU computes what is small, over what the device has written.
+fn small_graphs(device: &Device) -> Outcome {
+    let before = device.cpu_threshold();
+    device.set_cpu_threshold(1 << 17);
+    if device.cpu_threshold() == 0 {
+        return Err(Verdict::Skipped("its memory is its own".into()));
+    }
+    let check = || {
+        let (x, values) = input(&[1000], DType::F32, 40, (-2.0, 2.0), device)?;
+        let double = (&x * 2.0)?;
+        double.eval()?;
+        let asked = dispatches_of_thread();
+        let want: Vec<f64> = values.iter().map(|v| (2.0 * v).tanh()).collect();
+        compare(&double.tanh()?, &want, |_| 1e-6)?;
+        match dispatches_of_thread() - asked {
+            0 => Ok(()),
+            n => Err(Verdict::Failed(format!("{n} dispatches"))),
+        }
+    };
+    let outcome = check();
+    device.set_cpu_threshold(before);
+    outcome
 }
 
 /// `n` numbers from `low` to `high` that look random, the same each time (SplitMix64).

@@ -21,8 +21,9 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// Bytes of a record.
+/// Bytes of a record, and from one to the next: a cache line apart, as the host may clear one while others are written.
 pub(crate) const RECORD: usize = 16;
+const PITCH: usize = 128;
 
 /// Evaluations that may fault and are not known to be well; one more waits for the device.
 const MAX_RECORDS: usize = 1024;
@@ -172,7 +173,7 @@ impl Faults {
 
     fn records(&self, pool: &BufferPool<DeviceAlloc>) -> Result<Address> {
         if self.records.get().is_none() {
-            let fresh = Storage::zeroed(pool, (MAX_RECORDS + 1) * RECORD)?;
+            let fresh = Storage::zeroed(pool, (MAX_RECORDS + 1) * PITCH)?;
             let _ = self.records.set(fresh);
         }
         let address = self.records.get().and_then(Storage::address);
@@ -213,13 +214,13 @@ impl Faults {
             let extent = pending.iter().filter_map(|p| p.record).max().map_or(0, |slot| slot as usize + 1);
             (pending, extent)
         };
-        let mut bytes = vec![0; extent * RECORD];
+        let mut bytes = vec![0; extent * PITCH];
         if let Some(address) = self.records.get().and_then(Storage::address).filter(|_| extent > 0) {
             let read = queue.drain().and_then(|()| match queue.unified() {
-                None => queue.read(address, RECORD, &mut bytes),
+                None => queue.read(address, PITCH, &mut bytes),
                 // Others may be recording: only what belongs to these evaluations is read.
                 Some(_) => pending.iter().filter_map(|p| p.record).try_for_each(|slot| {
-                    let record = &mut bytes[slot as usize * RECORD..][..RECORD];
+                    let record = &mut bytes[slot as usize * PITCH..][..RECORD];
                     queue.read(record_at(address, slot), 0, record)
                 }),
             });
@@ -229,7 +230,7 @@ impl Faults {
                 return read;
             }
         }
-        let (records, _) = bytes.as_chunks::<RECORD>();
+        let (records, _) = bytes.as_chunks::<PITCH>();
         let settled = pending.into_iter().map(|pending| {
             let record = pending.record.map(|slot| (slot, records[slot as usize]));
             self.settle(queue, pending, record)
@@ -237,7 +238,7 @@ impl Faults {
         settled.fold(Ok(()), Result::and)
     }
 
-    fn settle(&self, queue: &Queue, pending: Pending, record: Option<(u32, [u8; RECORD])>) -> Result<()> {
+    fn settle(&self, queue: &Queue, pending: Pending, record: Option<(u32, [u8; PITCH])>) -> Result<()> {
         let own = record.and_then(|(_, record)| fault(&record, &pending.sites)).map(|error| {
             let found = Arc::new(Found { error, reported: AtomicBool::new(false) });
             let mut state = lock(&self.state);
@@ -280,11 +281,11 @@ impl Faults {
 
 /// Where a record lies. The first place is nobody's: the address of all records is not that of one.
 fn record_at(base: Address, slot: u32) -> Address {
-    base.at((slot as usize + 1) * RECORD)
+    base.at((slot as usize + 1) * PITCH)
 }
 
 /// What a record says.
-fn fault(record: &[u8; RECORD], sites: &[FaultSite]) -> Option<Error> {
+fn fault(record: &[u8; PITCH], sites: &[FaultSite]) -> Option<Error> {
     let (words, _) = record.as_chunks::<4>();
     let [any, low, high, tag] = [0, 1, 2, 3].map(|i| u32::from_le_bytes(words[i]));
     if any == 0 {

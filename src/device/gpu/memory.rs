@@ -3,6 +3,7 @@
 use super::driver::Address;
 use super::queue::{Bound, Owner, Queue};
 use crate::device::buffer_pool::RawAlloc;
+use crate::device::memory::Storage;
 use crate::error::Result;
 use std::sync::Arc;
 
@@ -31,9 +32,9 @@ impl GpuMemory {
         &self.queue
     }
 
-    /// Whether it is somebody else's, too, and so not to be written.
-    pub fn is_imported(&self) -> bool {
-        self.owner.is_some()
+    /// Whose it is, if it is somebody else's, and so not to be written.
+    pub fn owner(&self) -> Option<&Arc<Storage>> {
+        self.owner.as_ref()
     }
 }
 

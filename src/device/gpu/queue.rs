@@ -3,17 +3,17 @@
 //!
 //! Memory is told apart by allocation. A dispatch that writes what was read or written since the last
 //! barrier, or reads what was written, comes behind a new one. Everything else may overlap. Where memory is unified,
-//! each allocation has the tickets of the last work that reads and writes it: the host waits for those, and so does
-//! freeing.
+//! each allocation has the tickets of the last work that reads and writes it: the host waits for those, and memory is
+//! freed after them.
 
 use super::driver::{
     Address, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket, Transfer, Unified,
 };
 use crate::device::lock;
+use crate::device::memory::Storage;
 use crate::error::{Error, Result};
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
-use std::any::Any;
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +66,7 @@ pub(crate) struct Launch<'a> {
 }
 
 /// What keeps the host's memory in place that a device has imported.
-pub(crate) type Owner = Option<Arc<dyn Any + Send + Sync>>;
+pub(crate) type Owner = Option<Arc<Storage>>;
 
 /// A driver, and what was asked of it.
 pub(crate) struct Queue {
@@ -84,7 +84,7 @@ struct State {
     dispatches: usize,
     bytes: usize,
     microseconds: f64,
-    /// Commits since the queue was last waited for, up to a batch's worth of them.
+    /// Commits since the device was last found idle, up to a batch's worth of them.
     commits: u32,
     /// The last commit, and whether anything came after it.
     ticket: Ticket,
@@ -113,7 +113,8 @@ struct Retired {
 
 /// A dispatch between two marks.
 struct Profiled {
-    name: String,
+    /// `None` if it came to nothing.
+    name: Option<String>,
     from: Mark,
     to: Mark,
 }
@@ -168,6 +169,9 @@ impl Queue {
         DISPATCHES.fetch_add(1, Ordering::Relaxed);
         DISPATCHES_OF_THREAD.set(DISPATCHES_OF_THREAD.get() + 1);
         let Some(batch) = self.limits.batch else { return Ok(()) };
+        if self.driver.is_done(state.ticket) {
+            state.commits = 0;
+        }
         state.dispatches += 1;
         state.bytes = state.bytes.saturating_add(bytes);
         state.microseconds +=
@@ -211,7 +215,8 @@ impl Queue {
             Some(if b.writes { used.written.max(used.read) } else { used.written })
         };
         let ticket = buffers.filter_map(last).max().filter(|ticket| ticket.0 > 0);
-        if ticket > Some(state.ticket) {
+        // Whoever waits has the device go on meanwhile.
+        if ticket.is_some_and(|ticket| !self.driver.is_done(ticket)) {
             self.commit_in(&mut state)?;
         }
         Ok(ticket)
@@ -252,7 +257,12 @@ impl Queue {
         }
         let mut state = self.state();
         let used = state.uses.remove(&address).unwrap_or_default();
-        state.retired.push(Retired { ticket: used.read.max(used.written), address, bytes, owner });
+        let ticket = used.read.max(used.written);
+        if owner.is_some() && ticket > state.ticket {
+            // Others' memory is not to wait for more work; a device that fails says so to whoever waits.
+            let _ = self.commit_in(&mut state);
+        }
+        state.retired.push(Retired { ticket, address, bytes, owner });
         let owners = self.collect(&mut state);
         drop(state);
         drop(owners);
@@ -280,20 +290,22 @@ impl Queue {
         let all = launch.buffers.iter().chain(launch.indirect);
         let mut state = self.state();
         self.order(&mut state, all.clone());
-        self.profiled(&mut state, name, || self.driver.dispatch(&dispatch))?;
+        self.profiled(&mut state, name, || self.driver.dispatch(&dispatch).map(|()| true))?;
         self.dispatched(&mut state, all.map(|b| b.bytes).sum(), operations)
     }
 
     /// Asks for a dispatch, between two marks if times are taken.
-    fn profiled<T>(&self, state: &mut State, name: &str, work: impl FnOnce() -> DriverResult<T>) -> Result<T> {
+    /// `work` says whether there is one.
+    fn profiled(&self, state: &mut State, name: &str, work: impl FnOnce() -> DriverResult<bool>) -> Result<bool> {
         if state.profile.is_none() {
             return self.failed("dispatch", work());
         }
         let from = self.mark_in(state)?;
-        let result = self.failed("dispatch", work())?;
+        let done = self.failed("dispatch", work());
         let to = self.mark_in(state)?;
-        state.profile.iter_mut().for_each(|list| list.push(Profiled { name: name.into(), from, to }));
-        Ok(result)
+        let name = if done == Ok(true) { Some(name.into()) } else { None };
+        state.profile.iter_mut().for_each(|list| list.push(Profiled { name: name.clone(), from, to }));
+        done
     }
 
     /// Multiplies by the vendor's library, over the allocations `buffers`; `false` if it does not.
@@ -324,13 +336,7 @@ impl Queue {
                 self.order(&mut state, [source, target].iter());
                 self.failed("copy", copies.copy(from.at(offset), to, bytes))
             }
-            Transfer::Unified(unified) => {
-                let (from, to) = (self.settled(unified, source, offset)?, self.settled(unified, target, 0)?);
-                // SAFETY: both are there with that many bytes, by the driver; nothing on the device writes the one or
-                // uses the other, by `settled`, and nobody else has them, by the caller. They are two allocations.
-                unsafe { to.copy_from_nonoverlapping(from, bytes) };
-                Ok(())
-            }
+            Transfer::Unified(_) => Err(Error::internal("gpu::queue", "memory that is shared need not be copied")),
         }
     }
 
@@ -413,15 +419,12 @@ impl Queue {
     /// # Errors
     /// What went wrong on the device.
     pub fn wait(&self, ticket: Ticket) -> Result<()> {
-        self.failed("wait", self.driver.wait(ticket))?;
+        let waited = self.failed("wait", self.driver.wait(ticket));
         let mut state = self.state();
-        if state.ticket == ticket && !state.dirty {
-            state.commits = 0;
-        }
         let owners = self.collect(&mut state);
         drop(state);
         drop(owners);
-        Ok(())
+        waited
     }
 
     /// Waits until all that was asked for has run.
@@ -460,7 +463,9 @@ impl Queue {
     /// A device that fails.
     pub fn take_profile(&self) -> Result<Vec<(String, Duration)>> {
         let list = self.state().profile.take().unwrap_or_default();
-        list.into_iter().map(|p| Ok((p.name, self.elapsed(p.from, p.to)?))).collect()
+        // All marks are given back, whatever becomes of the first.
+        let times: Vec<_> = list.into_iter().map(|p| (p.name, self.elapsed(p.from, p.to))).collect();
+        times.into_iter().filter_map(|(name, time)| name.map(|name| Ok((name, time?)))).collect()
     }
 
     /// The device's time between two marks.
@@ -471,6 +476,15 @@ impl Queue {
         self.drain()?;
         let _state = self.state();
         self.failed("elapsed", self.driver.elapsed(from, to))
+    }
+}
+
+impl Drop for Queue {
+    /// Others' memory is in use until then.
+    fn drop(&mut self) {
+        if self.unified().is_some() {
+            let _ = self.drain();
+        }
     }
 }
 

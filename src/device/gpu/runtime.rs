@@ -2,7 +2,7 @@
 
 use super::cache::Kernels;
 use super::disk::Disk;
-use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Ticket, Traffic};
+use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Mark, Ticket, Traffic};
 use super::faults::{Faults, Verdict, Watch};
 use super::memory::{GpuAlloc, GpuMemory};
 use super::queue::{Bound, Launch, Queue};
@@ -14,7 +14,7 @@ use crate::device::random::RandomStream;
 use crate::device::{BufferPool, DeviceInfo, PoolConfig};
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -157,7 +157,13 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Internal`] for memory that is not the host's.
-    pub fn import(&self, storage: &Arc<Storage>) -> Result<Option<Storage>> {
+    pub fn import(&self, storage: &Arc<Storage>) -> Result<Option<Arc<Storage>>> {
+        // What came from here goes back as what it was.
+        if let Some(own) =
+            storage.seen_of().filter(|own| own.unified().is_some_and(|queue| ptr::eq(queue, &*self.queue)))
+        {
+            return Ok(Some(own.clone()));
+        }
         let Some(unified) = self.queue.unified().filter(|_| storage.len() >= IMPORT_BYTES) else { return Ok(None) };
         let host = storage.host()?;
         let (start, bytes) = (host.as_ptr(), storage.len().next_multiple_of(unified.page()));
@@ -167,7 +173,7 @@ impl Gpu {
         let imported = NonNull::new(start).and_then(|start| unified.import(start, bytes));
         Ok(imported.map(|address| {
             let memory = GpuMemory::new(self.queue.clone(), address, bytes, Some(storage.clone()));
-            Storage::imported(&self.pool, memory, storage.len())
+            Arc::new(Storage::imported(&self.pool, memory, storage.len()))
         }))
     }
 
@@ -185,12 +191,15 @@ impl Gpu {
     ///
     /// # Errors
     /// A fault of the evaluation that wrote it; a device that fails.
-    pub fn export(&self, storage: &Arc<Storage>, pool: &BufferPool<DeviceAlloc>) -> Result<Option<Storage>> {
+    pub fn export(&self, storage: &Arc<Storage>, pool: &BufferPool<DeviceAlloc>) -> Result<Option<Arc<Storage>>> {
+        if let Some(owner) = storage.imported_from() {
+            return Ok(Some(owner.clone()));
+        }
         let Some(ptr) = self.queue.host(bound(storage, false)?)? else { return Ok(None) };
         self.judge(storage.verdict().as_deref())?;
         // SAFETY: the bytes have been written; they stay as long as the storage, which the new one holds.
         let memory = unsafe { HostMemory::borrowed(ptr, storage.len()) };
-        Ok(Some(Storage::seen(pool, memory, storage.clone())))
+        Ok(Some(Arc::new(Storage::seen(pool, memory, storage.clone()))))
     }
 
     /// Reads bytes of a storage from `offset` on, when what writes them has run.
@@ -254,10 +263,9 @@ impl Gpu {
     /// # Errors
     /// A device that fails.
     pub fn timed<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Duration)> {
-        let from = self.queue.mark()?;
+        let span = Span { queue: &self.queue, from: Some(self.queue.mark()?) };
         let result = work();
-        let to = self.queue.mark()?;
-        Ok((result, self.queue.elapsed(from, to)?))
+        Ok((result, span.end()?))
     }
 
     /// What `work` submits, and the device's time for each dispatch, by name and in order.
@@ -266,8 +274,9 @@ impl Gpu {
     /// A device that fails.
     pub fn profile<T>(&self, work: impl FnOnce() -> T) -> Result<(T, Vec<(String, Duration)>)> {
         self.queue.start_profile();
+        let profile = Profile(&self.queue);
         let result = work();
-        Ok((result, self.queue.take_profile()?))
+        Ok((result, profile.0.take_profile()?))
     }
 
     /// What `work` submits, and what it moves; `None` where the driver cannot tell.
@@ -282,6 +291,38 @@ impl Gpu {
         let result = work();
         self.queue.drain()?;
         Ok(Some((result, self.queue.driver().take_traffic())))
+    }
+}
+
+/// Work that is timed; its marks are given back also if it panics.
+struct Span<'a> {
+    queue: &'a Queue,
+    from: Option<Mark>,
+}
+
+impl Span<'_> {
+    fn end(mut self) -> Result<Duration> {
+        self.close().unwrap_or(Ok(Duration::ZERO))
+    }
+
+    fn close(&mut self) -> Option<Result<Duration>> {
+        let from = self.from.take()?;
+        Some(self.queue.mark().and_then(|to| self.queue.elapsed(from, to)))
+    }
+}
+
+impl Drop for Span<'_> {
+    fn drop(&mut self) {
+        let _ = self.close();
+    }
+}
+
+/// Ends a profile also if the work panics.
+struct Profile<'a>(&'a Queue);
+
+impl Drop for Profile<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.take_profile();
     }
 }
 

@@ -166,6 +166,21 @@ fn batches_grow_while_the_device_is_busy() -> Result<()> {
 }
 
 #[test]
+fn a_device_that_has_run_dry_starts_at_once() -> Result<()> {
+    let (driver, gpu) = batches_of(100);
+    let submit = |n: usize| (0..n).try_for_each(|_| launch(&gpu, "work", &[], &[]));
+    submit(3)?;
+    let ticket = gpu.commit()?;
+    submit(1)?;
+    driver.log();
+    // Of two commits; one dispatch is waiting for company.
+    gpu.queue().wait(ticket)?;
+    submit(1)?;
+    assert_eq!(driver.log(), "work commit");
+    Ok(())
+}
+
+#[test]
 fn what_takes_long_is_sent_off_at_once() -> Result<()> {
     let (driver, gpu) = batches_of(100);
     let [a] = storages(&gpu);

@@ -62,8 +62,8 @@ pub(super) fn choice(gpu: &Gpu, gemm: &Gemm) -> Option<Choice> {
             choice
         }
     };
-    lock(&gpu.tuning.chosen).insert(name, choice);
-    Some(choice)
+    // If two threads have measured, the first one's counts for both.
+    Some(*lock(&gpu.tuning.chosen).entry(name).or_insert(choice))
 }
 
 /// What a choice is kept under; the compiler and its chip go with it.

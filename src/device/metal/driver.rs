@@ -6,6 +6,7 @@ use crate::device::gpu::driver::{
     Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Transfer, Unified,
 };
 use crate::device::gpu::progress::Progress;
+use crate::device::gpu::translate::fingerprint;
 use crate::device::{DeviceInfo, lock, macos};
 use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::{NSObjectProtocol, ProtocolObject};
@@ -90,10 +91,15 @@ unsafe impl Send for Allocation {}
 unsafe impl Sync for Allocation {}
 
 impl Memory {
-    fn keep(&self, buffer: Object<dyn MTLBuffer>, bytes: usize) -> Address {
+    /// `None` if another allocation has its address, which an import of what is imported already might get.
+    fn insert(&self, buffer: Object<dyn MTLBuffer>, bytes: usize) -> Option<Address> {
         let address = buffer.gpuAddress();
-        lock(&self.0).insert(address, Allocation { buffer, bytes });
-        Address(address)
+        let mut memory = lock(&self.0);
+        if memory.contains_key(&address) {
+            return None;
+        }
+        memory.insert(address, Allocation { buffer, bytes });
+        Some(Address(address))
     }
 
     fn remove(&self, address: Address) -> Option<Allocation> {
@@ -191,8 +197,14 @@ fn compile(device: &ProtocolObject<dyn MTLDevice>, source: &str) -> DriverResult
 
 /// Whether the system's compiler knows the language.
 fn probe_language(device: &ProtocolObject<dyn MTLDevice>) -> DriverResult<()> {
-    let probe = "kernel void probe(device bfloat* x [[buffer(0)]]) { x[0] = bfloat(0.0f); }";
-    let old = |reason| format!("the kernels need Metal 3.1 (macOS 14): {reason}");
+    let old = |reason: String| format!("the kernels need Metal 3.1 (macOS 14): {reason}");
+    let version = macos::text(c"kern.osproductversion").unwrap_or_default();
+    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major < 14 {
+        return Err(old(format!("this is macOS {version}")));
+    }
+    let probe = "#include <metal_stdlib>\nusing namespace metal;\n\
+                 kernel void probe(device bfloat* x [[buffer(0)]]) { x[0] = bfloat(0.0f); }";
     compile(device, probe).map(drop).map_err(old)
 }
 
@@ -231,8 +243,8 @@ impl Driver for Metal {
         };
         // Less than an M1's, of which every other chip has more.
         let batch = Batch { dispatches: 256, bytes_per_microsecond: 5e4, operations_per_microsecond: 1e6 };
-        // The system keeps compiled kernels itself.
         let cpu_threshold = CPU_THRESHOLD;
+        // The system keeps compiled kernels itself.
         Limits { machine, batch: Some(batch), cpu_threshold, keeps_binaries: false, self_check: true }
     }
 
@@ -244,7 +256,7 @@ impl Driver for Metal {
     fn alloc(&self, bytes: usize) -> Option<Address> {
         autoreleasepool(|_| {
             let buffer = self.device.newBufferWithLength_options(bytes.max(1), options())?;
-            Some(self.memory.keep(buffer, bytes))
+            self.memory.insert(buffer, bytes)
         })
     }
 
@@ -265,7 +277,7 @@ impl Driver for Metal {
     fn compiler(&self) -> String {
         // The compiler comes with the system.
         let build = macos::text(c"kern.osversion").unwrap_or_default();
-        format!("Metal 3.1 of {build}, {}, {}", self.model, self.family.0)
+        format!("Metal 3.1 of {build}, safe and precise, {:016x}, {}, {}", fingerprint(HEAD), self.model, self.family.0)
     }
 
     /// The source itself: Metal has no compiled form to hand out but in files, and keeps one for the next process.
@@ -350,7 +362,7 @@ impl Unified for Metal {
             let device = &self.device;
             device.newBufferWithBytesNoCopy_length_options_deallocator(host.cast(), bytes, options(), None)
         })?;
-        Some(self.memory.keep(buffer, bytes))
+        self.memory.insert(buffer, bytes)
     }
 }
 

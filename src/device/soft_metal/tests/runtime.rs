@@ -179,6 +179,24 @@ fn tensors_cross_without_a_copy() -> Result<()> {
 }
 
 #[test]
+fn what_comes_back_is_what_it_was() -> Result<()> {
+    let device = device();
+    let host = Tensor::from_slice(&ramp(1 << 18), 1 << 18, &Device::cpu())?;
+    let there = host.to_device(&device)?;
+    assert!(Arc::ptr_eq(&storage(&there.to_device(&Device::cpu())?), &storage(&host)));
+    let made = (&there + 1.0)?;
+    let mut x = made.clone();
+    for _ in 0..1000 {
+        x = x.to_device(&Device::cpu())?.to_device(&device)?;
+    }
+    assert!(Arc::ptr_eq(&storage(&x), &storage(&made)));
+    // Two tensors have it, so that neither is written over.
+    let (a, b) = ((x + 1.0)?, (made + 2.0)?);
+    assert_eq!((a.to_vec::<f32>()?[0], b.to_vec::<f32>()?[0]), (-1.0, 0.0));
+    Ok(())
+}
+
+#[test]
 fn what_is_small_or_a_part_is_copied() -> Result<()> {
     let device = device();
     for (n, narrow) in [(1 << 10, false), (1 << 18, true)] {

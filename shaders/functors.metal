@@ -86,6 +86,24 @@ inline float tl_tanh(float x) {
     return copysign(t / (2.0f + t), x);
 }
 
+// What is rounded to half or bfloat needs less: these are within half a unit of half's (those of ops/math.rs for it).
+// CUDA has instructions for the first three.
+#ifndef TL_CUDA
+inline float tl_fast_exp2(float x) { return exp2(x); }
+inline float tl_fast_divide(float a, float b) { return a / b; }
+// x between -limit and limit.
+inline float tl_bound(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+#endif
+
+inline float tl_tanh_narrow(float x) {
+    float a = tl_bound(x, 4.6f), z = a * a;
+    float p = fma(fma(7.09583925e-4f, z, 0.103624754f), z, 0.999967933f);
+    float q = fma(fma(0.0131970607f, z, 0.436747223f), z, 1.0f);
+    return tl_fast_divide(a * p, q);
+}
+
+inline float tl_sigmoid_narrow(float x) { return tl_fast_divide(1.0f, 1.0f + tl_fast_exp2(x * -1.44269504f)); }
+
 // Up to 1 an odd polynomial; above, 1 - 2^p, of which nothing is left from 3.95 on.
 inline float tl_erf(float x) {
     float a = fabs(x), z = x * x;

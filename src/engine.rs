@@ -4,7 +4,7 @@ use crate::device::cpu;
 use crate::device::gpu::driver::Ticket;
 use crate::device::gpu::faults::{FaultSite, Verdict, Watch};
 use crate::device::gpu::program::Bindings;
-use crate::device::gpu::queue::Bound;
+use crate::device::gpu::queue::{Bound, Prepared, WorkList};
 use crate::device::gpu::runtime::bound;
 use crate::device::gpu::{self, Gpu, queue};
 use crate::device::{Device, Kind, Storage};
@@ -12,8 +12,13 @@ use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Launches of a plan, and runs before, from which on it is run as a list: to prepare one takes as long as some runs.
+const LIST_LAUNCHES: usize = 3;
+const LIST_RUNS: u32 = 2;
 
 /// Plans that are kept; the least recently used goes first.
 const MAX_PLANS: usize = 1024;
@@ -39,6 +44,9 @@ struct Compiled {
     /// As in the plan: launches of parts.
     cpu: OnceLock<Vec<Vec<cpu::Program>>>,
     gpu: OnceLock<Vec<gpu::Program>>,
+    /// How often it ran on a GPU, and what is prepared for the next time.
+    gpu_runs: AtomicU32,
+    prepared: OnceLock<Prepared>,
     /// Whether any launch reads indices.
     can_fault: bool,
 }
@@ -173,7 +181,14 @@ enum Place<'a> {
 impl Compiled {
     fn new(plan: Plan) -> Compiled {
         let can_fault = plan.steps.iter().flatten().any(|part| part.kernel.can_fault());
-        Compiled { plan, cpu: OnceLock::new(), gpu: OnceLock::new(), can_fault }
+        Compiled {
+            plan,
+            cpu: OnceLock::new(),
+            gpu: OnceLock::new(),
+            gpu_runs: AtomicU32::new(0),
+            prepared: OnceLock::new(),
+            can_fault,
+        }
     }
 
     fn place<'a>(&self, device: &'a Device, purpose: Purpose) -> Place<'a> {
@@ -312,7 +327,7 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) 
         Place::Gpu(gpu) => {
             let launches = compiled.gpu.get().ok_or_else(unprepared)?;
             let watch = gpu.watch(compiled.can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
-            let run = run_on_gpu(gpu, plan, launches, snapshot, &slots, &mut memory, watch.as_ref());
+            let run = run_on_gpu(gpu, compiled, launches, snapshot, &slots, &mut memory, watch.as_ref());
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
             let suspects = if verdict.is_some() { suspects(plan, snapshot, &memory) } else { FxHashSet::default() };
@@ -400,7 +415,7 @@ fn run_on_cpu(
 
 fn run_on_gpu(
     gpu: &Gpu,
-    plan: &Plan,
+    compiled: &Compiled,
     launches: &[gpu::Program],
     snapshot: &Snapshot,
     slots: &[Arc<Storage>],
@@ -409,12 +424,22 @@ fn run_on_gpu(
 ) -> Result<()> {
     let params = snapshot.params();
     let site = |node: u32, limit: usize| fault_site(snapshot, node, limit);
+    let plan = &compiled.plan;
+    // What runs again and again is worth preparing.
+    let again = compiled.gpu_runs.fetch_add(1, Ordering::Relaxed) >= LIST_RUNS;
+    let gathers = again && launches.len() >= LIST_LAUNCHES && gpu.queue().has_lists();
+    let list = RefCell::new(WorkList::default());
     let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<Vec<_>>>()?;
     for ((step, launch), reserved) in plan.steps.iter().zip(launches).zip(reserved) {
         memory.provide(step, slots);
         drop(reserved);
         let storage = |node: u32| memory.of(node);
-        launch.run(gpu, &Bindings { storage: &storage, params: &params, site: &site, watch })?;
+        let list = gathers.then_some(&list);
+        launch.run(gpu, &Bindings { storage: &storage, params: &params, site: &site, watch, list })?;
+    }
+    if gathers {
+        let prepared = compiled.prepared.get_or_init(|| gpu.prepared());
+        gpu.queue().submit_list(prepared, &list.into_inner())?;
     }
     Ok(())
 }

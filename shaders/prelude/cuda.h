@@ -40,6 +40,28 @@ struct bfloat {
     operator float() const { return __uint_as_float(uint(bits) << 16); }
 };
 
+// ---- what shaders/functors.metal leaves to CUDA
+
+inline float tl_fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+inline float tl_fast_divide(float a, float b) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(b));
+    return a * y;
+}
+inline float tl_bound(float x, float limit) {
+#if __CUDA_ARCH__ >= 860
+    float y;
+    asm("min.NaN.xorsign.abs.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+#else
+    return x > limit ? limit : x < -limit ? -limit : x;
+#endif
+}
+
 // ---- vectors: CUDA's own have no constructors, so the names stand for these
 
 #define TL_ELEMENTS(T)                                   \

@@ -57,7 +57,8 @@ pub(super) struct Emitter<'k> {
     pub index: &'static str,
     pub fields: Fields,
     pub buffers: Vec<(String, String, Binding)>,
-    functors: Vec<(Elementwise, DType)>,
+    /// Op, operands' dtype, and whether the narrow form will do.
+    functors: Vec<(Elementwise, DType, bool)>,
     pub body: String,
     depth: usize,
     /// Threadgroup memory: type, name, length.
@@ -182,17 +183,18 @@ impl<'k> Emitter<'k> {
     }
 
     /// A functor's name; its definition goes above the kernel.
-    fn functor(&mut self, op: Elementwise, on: DType) -> String {
-        if !self.functors.contains(&(op, on)) {
-            self.functors.push((op, on));
+    fn functor(&mut self, op: Elementwise, on: DType, result: DType) -> String {
+        let narrow = result.is_narrow() && op.msl_narrow() != op.msl();
+        if !self.functors.contains(&(op, on, narrow)) {
+            self.functors.push((op, on, narrow));
         }
-        format!("op_{}", op.name())
+        functor_name(op, narrow)
     }
 
     /// The functors that the text uses, each as its row of the op table has it.
     fn functors_text(&self) -> String {
         let mut text = String::new();
-        for &(op, on) in &self.functors {
+        for &(op, on, narrow) in &self.functors {
             let of = value_type(on);
             let result = if matches!(op.sort(), Sort::Cmp | Sort::Test) { "uchar" } else { of };
             let operand = |(i, name): (usize, &&str)| match (op.sort(), i) {
@@ -200,8 +202,8 @@ impl<'k> Emitter<'k> {
                 _ => format!("{of} {name}"),
             };
             let operands: Vec<String> = op.operands().iter().enumerate().map(operand).collect();
-            let _ =
-                writeln!(text, "inline {result} op_{}({}) {{ return {}; }}", op.name(), operands.join(", "), op.msl());
+            let (name, body) = (functor_name(op, narrow), if narrow { op.msl_narrow() } else { op.msl() });
+            let _ = writeln!(text, "inline {result} {name}({}) {{ return {body}; }}", operands.join(", "));
         }
         text
     }
@@ -232,7 +234,7 @@ impl<'k> Emitter<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let name = self.functor(op, on.held());
+                let name = self.functor(op, on.held(), value.dtype);
                 let operands: Vec<String> = operands[..op.arity()].iter().map(|v| format!("v{v}")).collect();
                 format!("{name}({})", operands.join(", "))
             }
@@ -594,4 +596,8 @@ fn name(form: &str, kernel: &Kernel) -> String {
         let _ = write!(name, "_{op}");
     }
     name
+}
+
+fn functor_name(op: Elementwise, narrow: bool) -> String {
+    format!("op_{}{}", op.name(), if narrow { "_narrow" } else { "" })
 }

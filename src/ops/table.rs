@@ -399,6 +399,19 @@ macro_rules! define_table { ($(
             match self { $(Elementwise::$V => $msl),+ }
         }
 
+        /// Metal text of the functor where its result is rounded to f16 or bf16: within half a unit of f16's before.
+        pub const fn msl_narrow(self) -> &'static str {
+            match self {
+                Elementwise::Exp => "tl_fast_exp2(x * 1.44269504f)",
+                Elementwise::Exp2 => "tl_fast_exp2(x)",
+                Elementwise::Tanh => "tl_tanh_narrow(x)",
+                Elementwise::Sigmoid => "tl_sigmoid_narrow(x)",
+                Elementwise::Silu => "x * tl_sigmoid_narrow(x)",
+                Elementwise::Gelu => "x * tl_sigmoid_narrow((x * x * 0.044715f + 1.0f) * x * 1.5957691f)",
+                _ => self.msl(),
+            }
+        }
+
         /// Which dtypes it takes and gives.
         pub const fn sort(self) -> Sort {
             match self { $(Elementwise::$V => Sort::$sort),+ }

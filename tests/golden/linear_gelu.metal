@@ -1,5 +1,5 @@
 inline float op_add(float a, float b) { return tl_add(a, b); }
-inline float op_gelu(float x) { return x * tl_sigmoid((x * x * 0.044715f + 1.0f) * x * 1.5957691f); }
+inline float op_gelu_narrow(float x) { return x * tl_sigmoid_narrow((x * x * 0.044715f + 1.0f) * x * 1.5957691f); }
 struct Args {
     TlMatmul product;
     int v1_at;
@@ -22,7 +22,7 @@ struct Epilogue {
         const float v0 = sum;
         const float v1 = float(b2[args.v1_at + x1]);
         const float v2 = op_add(v0, v1);
-        const float v3 = op_gelu(v2);
+        const float v3 = op_gelu_narrow(v2);
         b3[args.o0_at + x0 * args.o0_i0 + x1] = half(v3);
     }
 };

@@ -103,6 +103,18 @@ library! {
         cuLaunchKernel(function: usize, groups_x: c_uint, groups_y: c_uint, groups_z: c_uint,
             threads_x: c_uint, threads_y: c_uint, threads_z: c_uint, shared_bytes: c_uint, stream: usize,
             parameters: *const *const c_void, extra: *const *const c_void);
+        cuGraphCreate(graph: *mut usize, flags: c_uint);
+        cuGraphDestroy(graph: usize);
+        cuGraphAddKernelNode_v2(node: *mut usize, graph: usize, after: *const usize, count: usize,
+            parameters: *const KernelNode);
+        cuGraphAddChildGraphNode(node: *mut usize, graph: usize, after: *const usize, count: usize, child: usize);
+        cuGraphInstantiateWithFlags(exec: *mut usize, graph: usize, flags: u64);
+        cuGraphExecKernelNodeSetParams_v2(exec: usize, node: usize, parameters: *const KernelNode);
+        cuGraphExecChildGraphNodeSetParams(exec: usize, node: usize, child: usize);
+        cuGraphExecDestroy(exec: usize);
+        cuGraphLaunch(exec: usize, stream: usize);
+        cuStreamBeginCapture_v2(stream: usize, mode: c_int);
+        cuStreamEndCapture(stream: usize, graph: *mut usize);
         cuGetErrorName(code: c_int, text: *mut *const c_char);
         cuGetErrorString(code: c_int, text: *mut *const c_char);
     }
@@ -147,6 +159,19 @@ library! {
             algorithm: *const [u64; 8], workspace: u64, workspace_bytes: usize, stream: usize);
     }
     texts { cublasLtGetStatusString; }
+}
+
+/// `CUDA_KERNEL_NODE_PARAMS_v2`.
+#[repr(C)]
+pub(super) struct KernelNode {
+    pub function: usize,
+    pub groups: [c_uint; 3],
+    pub threads: [c_uint; 3],
+    pub shared_bytes: c_uint,
+    pub parameters: *const *const c_void,
+    pub extra: *const *const c_void,
+    pub kernel: usize,
+    pub context: usize,
 }
 
 /// `cublasLtMatmulHeuristicResult_t`.

@@ -254,9 +254,13 @@ impl CublasLt {
         self.workspace
     }
 
-    /// Multiplies, in stream order; `false` if the library cannot do it.
-    pub fn run(&mut self, product: &LibraryProduct, stream: usize) -> Result<bool, Failure> {
-        let Some(key) = Key::of(product) else { return Ok(false) };
+    /// Whether the library can compute a product.
+    pub fn takes(&mut self, product: &LibraryProduct) -> Result<bool, Failure> {
+        Ok(self.plan(product)?.is_some())
+    }
+
+    fn plan(&mut self, product: &LibraryProduct) -> Result<Option<&Plan>, Failure> {
+        let Some(key) = Key::of(product) else { return Ok(None) };
         let bias = product.bias.map_or(0, |bias| bias.0);
         if self.plans.len() >= PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
@@ -267,7 +271,14 @@ impl CublasLt {
                 entry.insert(Plan::new(self.api, self.handle, &key, bias)?)
             }
         };
-        let Some(plan) = plan else { return Ok(false) };
+        Ok(plan.as_ref())
+    }
+
+    /// Multiplies, in stream order; `false` if the library cannot do it.
+    pub fn run(&mut self, product: &LibraryProduct, stream: usize) -> Result<bool, Failure> {
+        let (api, handle, workspace, bias) =
+            (self.api, self.handle, self.workspace.0, product.bias.map_or(0, |bias| bias.0));
+        let Some(plan) = self.plan(product)? else { return Ok(false) };
         if product.bias.is_some() {
             plan.product.set(DESC_BIAS_POINTER, bias)?;
         }
@@ -276,8 +287,8 @@ impl CublasLt {
         // SAFETY: all objects are alive and describe the operands, whose memory is the caller's; the two
         // factors are read before this returns; the workspace is used by one product after the other.
         unsafe {
-            self.api.cublasLtMatmul(
-                self.handle,
+            api.cublasLtMatmul(
+                handle,
                 plan.product.handle,
                 (&raw const one).cast(),
                 product.b.address.0,
@@ -290,7 +301,7 @@ impl CublasLt {
                 out,
                 plan.out.handle,
                 &raw const plan.algorithm,
-                self.workspace.0,
+                workspace,
                 plan.workspace_bytes,
                 stream,
             )

@@ -4,15 +4,18 @@ use super::api::{self, Failure};
 use super::compile::{Compiler, PRELUDE};
 use super::cublaslt::{CublasLt, WORKSPACE};
 use super::event::{Event, Tickets};
+use super::graph::{Capture, Graph};
+use super::launch::{ARGUMENT_BYTES, PARAMETERS, with_parameters};
 use super::staging::Staging;
 use crate::codegen::{Chip, Machine};
 use crate::device::gpu::driver::{
-    Address, Copies, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, Mark, Ticket, Transfer,
+    Address, Copies, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, List, Mark, Ticket, Transfer,
+    Work,
 };
 use crate::device::gpu::translate::fingerprint;
 use crate::device::{DeviceInfo, lock};
 use rustc_hash::FxHashMap;
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,10 +29,6 @@ const MEMORY_POOLS_SUPPORTED: c_int = 115;
 const FUNCTION_MAX_THREADS: c_int = 0;
 const FUNCTION_REGISTERS: c_int = 4;
 
-/// Buffers and the arguments.
-const PARAMETERS: usize = 31;
-/// Bytes of arguments that every driver takes.
-const ARGUMENT_BYTES: usize = 4096 - 8 * PARAMETERS;
 /// Groups along the second and third dimension.
 const MAX_GROUPS: u32 = 65_535;
 
@@ -51,8 +50,18 @@ pub(crate) struct Cuda {
     staging: Mutex<Option<Staging>>,
     /// Likewise.
     library: Mutex<Option<Result<CublasLt, String>>>,
+    graphs: Mutex<Graphs>,
     stream: Stream,
     context: Context,
+}
+
+/// Prepared lists, by number.
+#[derive(Default)]
+struct Graphs {
+    last: u64,
+    live: FxHashMap<u64, Graph>,
+    /// Takes what is captured; made when first needed.
+    stream: Option<Stream>,
 }
 
 #[derive(Default)]
@@ -198,6 +207,7 @@ impl Cuda {
             modules: Mutex::default(),
             staging: Mutex::default(),
             library: Mutex::default(),
+            graphs: Mutex::default(),
             stream: Stream::new(driver)?,
             context,
         })
@@ -268,6 +278,19 @@ impl Cuda {
         let workspace = self.try_alloc(WORKSPACE)?;
         Ok(CublasLt::new(api, workspace)?)
     }
+}
+
+/// Whether a dispatch is within the limits.
+fn check(dispatch: &Dispatch) -> DriverResult<()> {
+    let &Dispatch { name, groups: [x, y, z], buffers, args, .. } = dispatch;
+    let count = buffers.len() + usize::from(!args.is_empty());
+    if count > PARAMETERS || args.len() > ARGUMENT_BYTES || y > MAX_GROUPS || z > MAX_GROUPS {
+        let bytes = args.len();
+        return Err(format!(
+            "{name}: {count} buffers, {bytes} bytes of arguments and {x} x {y} x {z} groups are too many"
+        ));
+    }
+    Ok(())
 }
 
 impl Driver for Cuda {
@@ -346,28 +369,15 @@ impl Driver for Cuda {
     }
 
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {
-        let &Dispatch { function, name, groups: [x, y, z], threads, buffers, args, .. } = dispatch;
-        let count = buffers.len() + usize::from(!args.is_empty());
-        if count > PARAMETERS || args.len() > ARGUMENT_BYTES || y > MAX_GROUPS || z > MAX_GROUPS {
-            return Err(format!(
-                "{name}: {count} buffers, {} bytes of arguments and {x} x {y} x {z} groups are too many",
-                args.len()
-            ));
-        }
-        // The arguments' struct may end in padding, which the driver reads.
-        let mut block = [0u8; ARGUMENT_BYTES + 16];
-        block[..args.len()].copy_from_slice(args);
-        let mut parameters = [block.as_ptr().cast::<c_void>(); PARAMETERS];
-        for (parameter, address) in parameters.iter_mut().zip(buffers) {
-            *parameter = (&raw const address.0).cast();
-        }
-        let none = std::ptr::null();
-        // SAFETY: the function is loaded; each parameter points to its value, which is copied before this
-        // returns. What the kernel does with its buffers is its own and the caller's affair.
-        let launched = unsafe {
-            let (stream, list) = (self.stream.handle, parameters.as_ptr());
-            self.context.enter()?.cuLaunchKernel(function.0 as usize, x, y, z, threads, 1, 1, 0, stream, list, none)
-        };
+        let &Dispatch { function, groups: [x, y, z], threads, .. } = dispatch;
+        check(dispatch)?;
+        let launched = with_parameters(dispatch, |list| {
+            let (stream, none) = (self.stream.handle, std::ptr::null());
+            let driver = self.context.enter()?;
+            // SAFETY: the function is loaded; each parameter points to its value, which is copied before this returns.
+            // What the kernel does with its buffers is its own and the caller's affair.
+            unsafe { driver.cuLaunchKernel(function.0 as usize, x, y, z, threads, 1, 1, 0, stream, list, none) }
+        });
         launched.map_err(|failure| self.explain(dispatch, failure))
     }
 
@@ -418,6 +428,57 @@ impl Driver for Cuda {
         lock(&self.library).get_or_insert_with(|| self.open_library()).is_ok()
     }
 
+    fn takes_product(&self, product: &LibraryProduct) -> bool {
+        let mut library = lock(&self.library);
+        let library = library.get_or_insert_with(|| self.open_library());
+        library.as_mut().is_ok_and(|library| self.context.enter().and_then(|_| library.takes(product)).unwrap_or(false))
+    }
+
+    fn has_lists(&self) -> bool {
+        true
+    }
+
+    fn run_list(&self, list: &mut Option<List>, work: &[Work]) -> DriverResult<()> {
+        let driver = self.context.enter()?;
+        for item in work {
+            if let Work::Dispatch(dispatch) = item {
+                check(dispatch)?;
+            }
+        }
+        let mut graphs = lock(&self.graphs);
+        let Graphs { last, live, stream } = &mut *graphs;
+        let stream = match stream {
+            Some(stream) => stream,
+            none => none.insert(Stream::new(driver)?),
+        };
+        let mut product = |product: &LibraryProduct, stream: usize| match &mut *lock(&self.library) {
+            Some(Ok(library)) => library.run(product, stream),
+            _ => Ok(false),
+        };
+        let mut capture = Capture { driver, stream: stream.handle, product: &mut product };
+        let known = list.as_ref().and_then(|list| live.get_mut(&list.0)).filter(|graph| graph.fits(work));
+        let graph = match known {
+            Some(graph) => graph,
+            None => {
+                let graph = Graph::new(work, &mut capture)?;
+                let List(id) = list.get_or_insert_with(|| {
+                    *last += 1;
+                    List(*last)
+                });
+                live.insert(*id, graph);
+                live.get_mut(id).ok_or("a graph is missing")?
+            }
+        };
+        Ok(graph.run(work, &mut capture, self.stream.handle)?)
+    }
+
+    fn drop_list(&self, list: List) {
+        let graph = lock(&self.graphs).live.remove(&list.0);
+        if self.context.enter().is_ok() {
+            drop(graph);
+        }
+    }
+
     fn library_product(&self, product: &LibraryProduct) -> DriverResult<bool> {
         let mut library = lock(&self.library);
         match library.get_or_insert_with(|| self.open_library()) {
@@ -454,6 +515,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // What is dropped now may be in use until then.
         let _ = self.context.enter().and_then(|_| self.stream.wait());
+        lock(&self.graphs).live.clear();
         if let Some(Ok(library)) = lock(&self.library).take() {
             self.free(library.workspace(), WORKSPACE);
         }

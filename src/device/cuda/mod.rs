@@ -5,6 +5,8 @@ mod compile;
 mod cublaslt;
 mod driver;
 mod event;
+mod graph;
+mod launch;
 mod staging;
 #[cfg(test)]
 mod tests;

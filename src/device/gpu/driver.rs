@@ -78,8 +78,20 @@ pub(crate) enum Activation {
     Gelu,
 }
 
-/// A batch of matrix products for a vendor's library: `out = activation(a b + bias)`.
+/// A piece of a list of work.
 #[derive(Clone, Copy, Debug)]
+pub(crate) enum Work<'a> {
+    Dispatch(Dispatch<'a>),
+    /// One that [`Driver::takes_product`].
+    Product(LibraryProduct),
+}
+
+/// A list that a driver has prepared.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct List(pub u64);
+
+/// A batch of matrix products for a vendor's library: `out = activation(a b + bias)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LibraryProduct {
     /// Of `a` and `b`: f16, bf16 or f32; sums are f32.
     pub dtype: crate::DType,
@@ -252,6 +264,29 @@ pub(crate) trait Driver: Send + Sync {
     /// Whether there is a vendor's library that multiplies matrices.
     fn has_library(&self) -> bool {
         false
+    }
+
+    /// Whether the vendor's library multiplies this.
+    fn takes_product(&self, product: &LibraryProduct) -> bool {
+        let _ = product;
+        false
+    }
+
+    /// Whether there is a faster way to run a list of work again than piece by piece.
+    fn has_lists(&self) -> bool {
+        false
+    }
+
+    /// Runs a list of work, one piece after the other. It is prepared the first time, and runs faster from then on while
+    /// it differs from what `list` was before in addresses and arguments alone; otherwise it is prepared anew.
+    fn run_list(&self, list: &mut Option<List>, work: &[Work]) -> DriverResult<()> {
+        let _ = (list, work);
+        Err("this driver has no lists".into())
+    }
+
+    /// Takes a list back. From any thread.
+    fn drop_list(&self, list: List) {
+        let _ = list;
     }
 
     /// Multiplies by the vendor's library; `false` if there is none, or none for this product.

@@ -2,7 +2,7 @@
 
 use super::driver::{Activation, Function, LibraryProduct, Matrix};
 use super::faults::{FaultSite, Watch};
-use super::queue::{Bound, Launch};
+use super::queue::{Bound, Launch, WorkList};
 use super::runtime::{Gpu, bound};
 use super::selfcheck::{self, Check};
 use super::tuning;
@@ -14,6 +14,7 @@ use crate::graph::Scalar;
 use crate::ops::Elementwise;
 use crate::schedule::{Gemm, Kernel, Operand, Part};
 use smallvec::SmallVec;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Multiplications from which on a vendor's library multiplies.
@@ -51,7 +52,7 @@ struct Product {
 }
 
 /// What a run of programs works on.
-pub(crate) struct Bindings<'a> {
+pub(crate) struct Bindings<'a, 'w> {
     /// The memory of a node.
     pub storage: &'a dyn Fn(u32) -> Result<&'a Arc<Storage>>,
     /// The plan's scalar inputs.
@@ -60,6 +61,8 @@ pub(crate) struct Bindings<'a> {
     pub site: &'a dyn Fn(u32, usize) -> FaultSite,
     /// There, if the plan reads indices.
     pub watch: Option<&'a Watch>,
+    /// What takes the work instead of the queue.
+    pub list: Option<&'a RefCell<WorkList<'w>>>,
 }
 
 impl Program {
@@ -140,7 +143,7 @@ impl Program {
     ///
     /// # Errors
     /// A device that fails.
-    pub fn run(&self, gpu: &Gpu, bindings: &Bindings) -> Result<()> {
+    pub fn run<'w>(&'w self, gpu: &Gpu, bindings: &Bindings<'_, 'w>) -> Result<()> {
         for step in &self.0 {
             match step {
                 Step::Kernels(kernels) => kernels.run(gpu, bindings, None)?,
@@ -210,7 +213,7 @@ impl Kernels {
     }
 
     /// `sums` is the memory of [`SUMS`].
-    pub fn run(&self, gpu: &Gpu, bindings: &Bindings, sums: Option<&Storage>) -> Result<()> {
+    pub fn run<'w>(&'w self, gpu: &Gpu, bindings: &Bindings<'_, 'w>, sums: Option<&Storage>) -> Result<()> {
         let scratch = self.rendered.scratch.iter().map(|&bytes| Storage::new(&gpu.pool, bytes));
         let scratch = scratch.collect::<Result<SmallVec<[Storage; 2]>>>()?;
         let memory = |binding: &Binding| -> Result<Bound> {
@@ -237,7 +240,8 @@ impl Kernels {
             })?;
             let Call { name, groups, threads, .. } = call;
             let (groups, threads) = (*groups, *threads);
-            gpu.submit(&Launch {
+            let operations = self.operations;
+            let launch = Launch {
                 function,
                 name,
                 groups,
@@ -245,8 +249,15 @@ impl Kernels {
                 buffers: &buffers,
                 args: &args,
                 indirect: &indirect,
-                operations: self.operations,
-            })?;
+                operations,
+            };
+            match bindings.list {
+                Some(list) => list.borrow_mut().launch(name, &launch),
+                None => gpu.submit(&launch)?,
+            }
+        }
+        if let Some(list) = bindings.list {
+            list.borrow_mut().held.extend(scratch);
         }
         Ok(())
     }
@@ -315,7 +326,7 @@ impl Product {
         self.gemm.m * self.gemm.n * self.gemm.products() * size_of::<f32>()
     }
 
-    fn run(&self, gpu: &Gpu, bindings: &Bindings) -> Result<()> {
+    fn run<'w>(&'w self, gpu: &Gpu, bindings: &Bindings<'_, 'w>) -> Result<()> {
         let Product { gemm, epilogue, then, otherwise } = self;
         let sums = match then {
             Some(_) => Some(Storage::new(&gpu.pool, self.sums())?),
@@ -358,12 +369,23 @@ impl Product {
                 None => Activation::None,
             },
         };
-        if !gpu.library_product(&product, &buffers)? {
+        let done = match bindings.list {
+            Some(_) if !gpu.queue().driver().takes_product(&product) => false,
+            Some(list) => {
+                list.borrow_mut().product(&product, &buffers);
+                true
+            }
+            None => gpu.library_product(&product, &buffers)?,
+        };
+        if !done {
             return otherwise.run(gpu, bindings, None);
         }
-        match then {
-            Some(then) => then.run(gpu, bindings, sums.as_ref()),
-            None => Ok(()),
+        if let Some(then) = then {
+            then.run(gpu, bindings, sums.as_ref())?;
         }
+        if let Some(list) = bindings.list {
+            list.borrow_mut().held.extend(sums);
+        }
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::driver::{Address, Driver, Function, LibraryProduct, Limits, Mark, Ticket, Traffic};
 use super::faults::{Faults, Verdict, Watch};
 use super::memory::{GpuAlloc, GpuMemory};
-use super::queue::{Bound, Launch, Queue};
+use super::queue::{Bound, Launch, Prepared, Queue};
 use super::selfcheck::Checks;
 use super::tuning::Tuning;
 use crate::device::cpu::{HostMemory, HostView};
@@ -83,6 +83,11 @@ impl Gpu {
     /// Its kernels, and what is kept beside them.
     pub(super) fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Something to be prepared for a list of work.
+    pub fn prepared(&self) -> Prepared {
+        Prepared::new(self.queue.clone())
     }
 
     /// Whether there is a vendor's library that multiplies matrices.

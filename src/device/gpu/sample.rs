@@ -144,7 +144,7 @@ impl Memory {
         let missing = || Error::internal("gpu::sample", "a product of more than two operands");
         let storage = |node: u32| self.0.get(node as usize).ok_or_else(missing);
         let site = |_, limit| FaultSite { op: "matmul", site: Location::caller(), limit };
-        kernels.run(gpu, &Bindings { storage: &storage, params: &[], site: &site, watch: None }, None)
+        kernels.run(gpu, &Bindings { storage: &storage, params: &[], site: &site, watch: None, list: None }, None)
     }
 
     /// The result's bytes.

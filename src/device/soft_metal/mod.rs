@@ -20,14 +20,15 @@ mod tests;
 pub(crate) use fault::{Fault, FaultKind};
 
 use super::gpu::driver::{
-    Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Traffic, Transfer, Unified,
+    Address, Batch, Dispatch, Driver, DriverResult, Function, Limits, List, Mark, Ticket, Traffic, Transfer, Unified,
+    Work,
 };
 use super::gpu::progress::Progress;
 use crate::codegen::{Chip, Machine};
 use crate::device::{DeviceInfo, lock};
 use compile::{Compiler, Kernel};
 use memory::Memory;
-use queue::{Command, Work};
+use queue::Command;
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::mpsc::{Sender, channel};
@@ -220,7 +221,7 @@ impl Driver for SoftMetal {
         }
         let kernel = lock(&self.kernels).get(function.0 as usize).cloned().ok_or("no such function")?;
         let addresses = |list: &[Address]| list.iter().map(|a| a.0 as usize).collect();
-        self.send(Command::Dispatch(Work {
+        self.send(Command::Dispatch(queue::Work {
             kernel,
             name: name.into(),
             groups,
@@ -271,6 +272,22 @@ impl Driver for SoftMetal {
             (Some(start), Some(end)) => Ok(end.saturating_duration_since(start)),
             _ => Err(format!("marks {} and {} have not both passed", from.0, to.0)),
         }
+    }
+
+    fn has_lists(&self) -> bool {
+        true
+    }
+
+    /// Nothing is prepared: what gathers lists is to be tested.
+    fn run_list(&self, list: &mut Option<List>, work: &[Work]) -> DriverResult<()> {
+        list.get_or_insert(List(0));
+        work.iter().try_for_each(|piece| match piece {
+            Work::Dispatch(dispatch) => {
+                self.barrier();
+                self.dispatch(dispatch)
+            }
+            Work::Product(_) => Err("there is no library".into()),
+        })
     }
 
     fn start_traffic(&self) -> bool {

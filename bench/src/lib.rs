@@ -21,7 +21,7 @@ mod options;
 mod plots;
 pub mod results;
 mod table;
-mod training;
+pub mod training;
 
 pub use compare::{Comparison, compare};
 pub use document::document;

@@ -22,6 +22,9 @@ pub struct Options {
     /// f32, f16, bf16; may be repeated. By default all three on a CPU, f16 on a GPU
     #[arg(long = "dtype", value_name = "DTYPE")]
     pub dtypes: Vec<DType>,
+    /// Sections of the table, with commas between them: matmul,rows
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    pub groups: Vec<String>,
     /// Small cases only, and a few milliseconds each
     #[arg(long)]
     pub quick: bool,
@@ -95,6 +98,13 @@ fn print_document(options: &Options) -> Outcome<u8> {
 impl Options {
     fn wants(&self, case: &Case) -> bool {
         let key = case.key();
+        // What bf16 has of its own are products.
+        if self.dtypes.is_empty() && case.dtype == DType::BF16 && case.group != "matmul" {
+            return false;
+        }
+        if !self.groups.is_empty() && !self.groups.iter().any(|group| group == case.group) {
+            return false;
+        }
         let small = case.input_bytes() <= QUICK_BYTES
             && !(key.contains("matmul") && case.shapes[0][0] > QUICK_SIDE)
             && !key.contains("batch 1024");

@@ -104,9 +104,9 @@ struct Roofline {
 impl Roofline {
     fn of(results: &Results, title: &str) -> Roofline {
         let mut points: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
-        for case in
-            results.cases.iter().filter(|case| case.mode == "normal" && case.bytes > 0 && case.group != "fusion")
-        {
+        for case in results.cases.iter().filter(|case| {
+            case.mode == "normal" && case.bytes > 0 && !["fusion", "pool"].contains(&case.group.as_str())
+        }) {
             let Some(gflops) = case.gflops() else { continue };
             let point = (case.flops as f64 / case.bytes as f64, gflops);
             match points.iter_mut().find(|(group, _)| *group == case.group) {
@@ -153,22 +153,26 @@ impl Picture for Roofline {
             .y_label_formatter(&|y| plain(*y))
             .draw()
             .map_err(said)?;
-        let label = text(16).pos(Pos::new(HPos::Left, VPos::Bottom));
-        for (i, (name, height)) in self.heights.iter().enumerate() {
-            chart
-                .draw_series(LineSeries::new([(left, *height), (right, *height)], BLACK.stroke_width(2)))
-                .map_err(said)?;
-            // Names of neighbouring lines stand side by side.
-            let x = left * (right / left).powf(0.02 + 0.3 * (i % 3) as f64);
-            let said_of = format!("{name}: {} GFLOPS", plain(*height));
-            chart.draw_series([Text::new(said_of, (x, *height), label.clone())]).map_err(said)?;
+        let faint = BLACK.mix(0.6);
+        for (_, height) in &self.heights {
+            chart.draw_series(LineSeries::new([(left, *height), (right, *height)], faint)).map_err(said)?;
+        }
+        let mut peaks = self.heights.clone();
+        peaks.sort_by(|a, b| b.1.total_cmp(&a.1));
+        if let Some((_, highest)) = peaks.first() {
+            let names = peaks.iter().map(|(name, height)| format!("{name} {}", plain(*height))).collect::<Vec<_>>();
+            let style = text(16).pos(Pos::new(HPos::Right, VPos::Bottom));
+            let at = (right * 0.9, highest * 1.1);
+            chart.draw_series([Text::new(names.join(", ") + " GFLOPS", at, style)]).map_err(said)?;
         }
         for (name, rate) in &self.slopes {
-            let line = [(left, left * rate), (highest / 2.0 / rate, highest / 2.0)];
-            chart.draw_series(LineSeries::new(line, BLACK.stroke_width(2))).map_err(said)?;
-            let x = left * 1.3;
-            let said_of = format!("memory, {name}: {} GB/s", number(*rate));
-            chart.draw_series([Text::new(said_of, (x, x * rate * 2.2), label.clone())]).map_err(said)?;
+            let end = peaks.first().map_or(highest / 2.0, |peak| peak.1) / rate;
+            chart.draw_series(LineSeries::new([(left, left * rate), (end, end * rate)], faint)).map_err(said)?;
+            // Left of the line's middle, where no point can be.
+            let x = (left * end).sqrt();
+            let style = text(16).pos(Pos::new(HPos::Right, VPos::Bottom));
+            let words = format!("{name} {} GB/s", number(*rate));
+            chart.draw_series([Text::new(words, (x * 0.95, x * rate), style)]).map_err(said)?;
         }
         for ((group, list), colour) in self.points.iter().zip(COLOURS.iter().cycle()) {
             let colour = *colour;
@@ -254,6 +258,10 @@ impl Picture for Bars {
         }
         let scale = if self.logarithmic { ", logarithmic" } else { "" };
         write(&format!("{}{scale}", self.unit), (width - 20, 55), 16, HPos::Right)?;
+        let line = |x: i32, colour: RGBAColor| {
+            area.draw(&PathElement::new([(x, 70), (x, height - 26)], colour.stroke_width(1))).map_err(said)
+        };
+        self.mark.map_or(Ok(()), |mark| line(self.position(mark, width), BLACK.mix(0.4)))?;
         let mut y = 76;
         for (label, values) in &self.rows {
             let tall = values.len() as i32 * BAR;
@@ -268,11 +276,7 @@ impl Picture for Bars {
             }
             y += tall + 8;
         }
-        let line = |x: i32, colour: RGBAColor| {
-            area.draw(&PathElement::new([(x, 70), (x, height - 26)], colour.stroke_width(1))).map_err(said)
-        };
-        line(LABELS, BLACK.mix(1.0))?;
-        self.mark.map_or(Ok(()), |mark| line(self.position(mark, width), BLACK.mix(0.5)))
+        line(LABELS, BLACK.mix(1.0))
     }
 }
 

@@ -58,6 +58,7 @@ pub fn number(value: f64) -> String {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}"),
         1.0.. => format!("{value:.2}"),
+        0.1.. => format!("{value:.3}"),
         _ => format!("{value:.4}"),
     }
 }

@@ -33,6 +33,9 @@ pub struct Training {
 
 impl Training {
     /// Parameters are f32, products of `dtype`.
+    ///
+    /// # Errors
+    /// A device that fails; a dtype that products cannot have.
     pub fn new(batch: usize, dtype: DType, device: &Device) -> Result<Training> {
         let linear = |inputs, outputs| Linear::new(inputs, outputs, DType::F32, device);
         let network = Network { first: linear(784, 512)?, second: linear(512, 512)?, third: linear(512, CLASSES)? };
@@ -47,7 +50,10 @@ impl Training {
         Ok(Training { network, optimizer, precision, batches: batches.collect::<Result<_>>()? })
     }
 
-    /// Takes a step on the next batch; the loss.
+    /// Takes a step on a batch, the next as `run` grows; the loss.
+    ///
+    /// # Errors
+    /// A device that fails.
     pub fn step(&mut self, run: usize) -> Result<Tensor> {
         let (x, labels) = &self.batches[run % BATCHES];
         let (loss, gradients) = self.precision.backward(|| self.network.forward(x)?.cross_entropy(labels))?;

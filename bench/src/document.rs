@@ -5,6 +5,9 @@ use crate::table::{number, unit};
 use std::fmt::Write;
 
 const PRACTICE: &str = include_str!("document/practice.md");
+const TITLE: &str = include_str!("document/title.md");
+const EPILOGUES: &str = include_str!("document/epilogues.md");
+const HOST: &str = include_str!("document/host.md");
 const POOL: &str = include_str!("document/pool.md");
 const FUSION: &str = include_str!("document/fusion.md");
 
@@ -14,15 +17,12 @@ const NAMED: usize = 8;
 /// The document of several runs, each with the name of its file. Its pictures are looked for in `figures/`.
 pub fn document(runs: &[(String, Results)]) -> String {
     let files: Vec<String> = runs.iter().map(|(name, _)| format!("docs/results/{name}.json")).collect();
-    let mut text = format!(
-        "# GPU optimisation\n\nWhat is fast, by how much, and what was done for it. Generated from saved runs, so that no \
-         figure is without its machine and date; to change it, measure anew or edit `bench/src/document/`:\n\n\
-         ```bash\ncargo run --release -p tensorlogic-cli -- bench --document {} \\\n    --plots docs/figures > \
-         docs/gpu_optimization.md\n```\n\n{}\n## Current performance\n\n{}",
-        files.join(" "),
-        honesty(runs),
-        CLOCKS
+    let command = format!(
+        "```bash\ncargo run --release -p tensorlogic-cli -- bench --document {} \\\n    --plots docs/figures > \
+         docs/gpu_optimization.md\n```\n",
+        files.join(" ")
     );
+    let mut text = [TITLE, &command, &honesty(runs), CLOCKS].join("\n");
     for (name, run) in runs {
         text += &performance(name, run);
     }
@@ -31,21 +31,16 @@ pub fn document(runs: &[(String, Results)]) -> String {
     each(&mut text, runs, pool);
     text += FUSION;
     each(&mut text, runs, fusion);
-    text += "### Products and what follows them\n\nBias and activation are computed on the product's sums before they \
-             are stored (`shaders/matmul.metal`, `src/device/cpu/gemm.rs`), or by a vendor's library.\n\n";
+    text += EPILOGUES;
     each(&mut text, runs, epilogues);
-    text += "### What the host does\n\nA graph is recognised by its structure and runs the plan it had before \
-             (`src/engine.rs`). Nanoseconds an op; a plan hit includes the kernels' launches, one for 250 ops.\n\n";
+    text += HOST;
     each(&mut text, runs, host);
     text += "## Analysis\n\nOf large cases, which neither caches nor launches decide.\n\n";
     each(&mut text, runs, analysis);
     text + PRACTICE
 }
 
-const CLOCKS: &str = "Microseconds of a call, medians: on the **device** (of a GPU its own clock; on a CPU the evaluation), \
-                      **amortised** over up to 200 calls on different inputs, and **synchronised**. Rates are those on the \
-                      device. Bytes and operations are the plan's: a buffer counts once a kernel, a transcendental function \
-                      as eight operations. The ceiling is the best read, write, copy or product rate found in the same run.\n\n";
+const CLOCKS: &str = include_str!("document/clocks.md");
 
 /// What the runs do not say.
 fn honesty(runs: &[(String, Results)]) -> String {
@@ -179,14 +174,17 @@ fn label(case: &Measured) -> Vec<String> {
     [&case.operation, &case.size, &case.dtype].map(String::clone).into()
 }
 
+/// Amortised: what memory costs is the host's time.
 fn pool(run: &Results) -> Option<String> {
     let line = |(pooled, fresh): (&Measured, &Measured)| {
+        let [with, without] = [pooled, fresh].map(|case| case.times.get(&Clock::Amortised));
+        let (with, without) = (with?.median, without?.median);
         let mut cells = label(pooled);
-        cells.extend([number(us(pooled)), number(us(fresh)), format!("{:.2}", us(fresh) / us(pooled))]);
-        cells
+        cells.extend([number(with), number(without), format!("{:.2}", without / with)]);
+        Some(cells)
     };
     let heads = ["operation", "size", "dtype", "pool us", "no pool us", "times as long"];
-    rows(&heads, 3, run.pairs("pool", "no pool").map(line).collect())
+    rows(&heads, 3, run.pairs("pool", "no pool").filter_map(line).collect())
 }
 
 fn fusion(run: &Results) -> Option<String> {
@@ -245,4 +243,26 @@ fn analysis(run: &Results) -> Option<String> {
         format!("- **Room**: the furthest below: {}.\n", named(&low))
     };
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// The runs, in the order that the document itself names.
+    #[test]
+    fn the_committed_document_is_what_the_saved_runs_make() {
+        let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let committed = std::fs::read_to_string(docs.join("gpu_optimization.md")).unwrap();
+        let names =
+            committed.split_whitespace().filter_map(|word| word.strip_prefix("docs/results/")?.strip_suffix(".json"));
+        let load = |name: &str| (name.to_string(), Results::load(&docs.join(format!("results/{name}.json"))).unwrap());
+        let runs: Vec<_> = names.map(load).collect();
+        assert!(!runs.is_empty());
+        assert!(document(&runs) == committed, "generate docs/gpu_optimization.md anew, as it says itself");
+        for (name, _) in &runs {
+            assert!(docs.join(format!("figures/{name}-roofline.svg")).exists(), "no pictures of {name}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tensorlogic::testing::device_time;
 use tensorlogic::{DType, Device, Result, Tensor};
 
-/// Threads of the host and elements of f32 for its own loops: more than caches hold.
+/// Elements of f32: more than a processor's caches hold.
 const LOOP: usize = 32 << 20;
 
 /// The best rates of plain kernels over large arrays, and on the CPU of plain loops: bytes a nanosecond for `read`,

@@ -1,5 +1,6 @@
 //! `docs/gpu_optimization.md`: the state of optimisation, made of saved runs.
 
+use crate::plots;
 use crate::results::{Clock, Measured, Results};
 use crate::table::{number, unit};
 use std::fmt::Write;
@@ -77,6 +78,9 @@ fn performance(name: &str, run: &Results) -> String {
     let _ = write!(text, "{} threads, {}, {}. ", machine.threads, machine.simd, machine.system);
     let commit = machine.commit.as_ref().map_or(String::new(), |commit| format!(" ({commit})"));
     let _ = writeln!(text, "TensorLogic {}{commit}, {}.", machine.version, machine.date);
+    if let Some(driver) = &machine.driver {
+        let _ = writeln!(text, "Driver {driver}.");
+    }
     if let Some(load) = machine.load.filter(|_| machine.device == "cpu") {
         let quiet = if load < 0.5 { "quiet" } else { "shared with other work, so that figures are too low" };
         let _ = writeln!(text, "When the run began, {load:.1} processes wanted to run: the machine was {quiet}.");
@@ -96,8 +100,10 @@ fn performance(name: &str, run: &Results) -> String {
         "status",
     ];
     text += &rows(&heads, 4, headline(run).map(|case| metrics(run, case)).collect()).unwrap_or_default();
-    text += &format!("\n![Roofline](figures/{name}-roofline.svg)\n\n![Ceilings](figures/{name}-ceilings.svg)\n\n");
-    text
+    for (kind, title) in plots::kinds(run) {
+        let _ = write!(text, "\n![{title}](figures/{name}-{kind}.svg)\n");
+    }
+    text + "\n"
 }
 
 /// The cases of the metrics table: the seed's sizes, and the largest.
@@ -261,8 +267,9 @@ mod tests {
         let runs: Vec<_> = names.map(load).collect();
         assert!(!runs.is_empty());
         assert!(document(&runs) == committed, "generate docs/gpu_optimization.md anew, as it says itself");
-        for (name, _) in &runs {
-            assert!(docs.join(format!("figures/{name}-roofline.svg")).exists(), "no pictures of {name}");
+        for part in committed.split("](figures/").skip(1) {
+            let name = part.split(')').next().unwrap();
+            assert!(docs.join("figures").join(name).exists(), "no picture {name}");
         }
     }
 }

@@ -18,6 +18,8 @@ pub struct Machine {
     pub threads: usize,
     /// Instruction set, or a GPU's generation.
     pub simd: String,
+    /// The version of a GPU's driver, if it says so.
+    pub driver: Option<String>,
     /// The operating system.
     pub system: String,
     /// Of TensorLogic.
@@ -43,6 +45,7 @@ impl Machine {
             memory: info.memory,
             threads: info.threads,
             simd: info.simd.into(),
+            driver: device.name().starts_with("cuda").then(driver).flatten(),
             system: system(),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: said("git", &["describe", "--always", "--dirty"]),
@@ -56,6 +59,10 @@ impl Machine {
     pub fn describe(&self) -> String {
         format!("{} ({}, {} threads, {})", self.model, self.device, self.threads, self.simd)
     }
+}
+
+fn driver() -> Option<String> {
+    said("nvidia-smi", &["--query-gpu=driver_version", "--format=csv,noheader"])
 }
 
 /// The operating system, as it calls itself.

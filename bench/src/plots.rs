@@ -24,14 +24,6 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(120, 120, 120),
 ];
 
-/// The names of the pictures of a run, behind the run's own, with a caption.
-pub const PICTURES: [(&str, &str); 4] = [
-    ("roofline", "Arithmetic over bytes"),
-    ("ceilings", "Share of the ceiling"),
-    ("calls", "What a call takes by the three clocks"),
-    ("fusion", "What fusion saves"),
-];
-
 type Painted = Result<(), String>;
 
 /// Something that can be drawn on any kind of surface.
@@ -47,21 +39,26 @@ trait Picture {
 /// A folder that cannot be written to.
 pub fn draw(results: &Results, folder: &Path, name: &str) -> Outcome<()> {
     std::fs::create_dir_all(folder)?;
-    let title = format!("{}, {}", results.machine.model, results.machine.date);
-    let roofline = Roofline::of(results, &title);
-    if !roofline.points.is_empty() {
+    if let Some(roofline) = Roofline::of(results) {
         write(&roofline, folder, &format!("{name}-roofline"))?;
     }
-    for (chart, kind) in [ceilings(results), calls(results), fusion(results)].into_iter().zip(&PICTURES[1..]) {
-        if !chart.rows.is_empty() {
-            write(
-                &Bars { title: format!("{}: {title}", chart.title), ..chart },
-                folder,
-                &format!("{name}-{}", kind.0),
-            )?;
-        }
-    }
-    Ok(())
+    charts(results).iter().try_for_each(|chart| write(chart, folder, &format!("{name}-{}", chart.kind)))
+}
+
+/// The pictures that a run has figures for: what its files end with, and what they show.
+pub fn kinds(results: &Results) -> Vec<(&'static str, String)> {
+    let roofline = Roofline::of(results).map(|roofline| ("roofline", roofline.title));
+    roofline.into_iter().chain(charts(results).into_iter().map(|chart| (chart.kind, chart.title))).collect()
+}
+
+fn charts(results: &Results) -> Vec<Bars> {
+    let all = [ceilings(results), calls(results), fusion(results)];
+    all.into_iter().filter(|chart| !chart.rows.is_empty()).collect()
+}
+
+/// A picture's title: what it shows, and of which run.
+fn title(what: &str, results: &Results) -> String {
+    format!("{what}: {}, {}", results.machine.model, results.machine.date)
 }
 
 fn write(picture: &impl Picture, folder: &Path, name: &str) -> Outcome<()> {
@@ -102,7 +99,8 @@ struct Roofline {
 }
 
 impl Roofline {
-    fn of(results: &Results, title: &str) -> Roofline {
+    /// `None` where no case has both bytes and operations.
+    fn of(results: &Results) -> Option<Roofline> {
         let mut points: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
         for case in results.cases.iter().filter(|case| {
             case.mode == "normal" && case.bytes > 0 && !["fusion", "pool"].contains(&case.group.as_str())
@@ -117,7 +115,7 @@ impl Roofline {
         let ceilings = results.ceilings.iter().map(|(name, rate)| (name.clone(), *rate));
         let (heights, mut slopes): (Vec<_>, Vec<_>) = ceilings.partition(|(name, _)| name.starts_with("matmul"));
         slopes.retain(|(name, _)| name == "copy");
-        Roofline { title: format!("Roofline: {title}"), points, slopes, heights }
+        (!points.is_empty()).then(|| Roofline { title: title("Roofline", results), points, slopes, heights })
     }
 }
 
@@ -208,6 +206,8 @@ fn plain(value: f64) -> String {
 
 /// Horizontal bars, a group of them a row.
 struct Bars {
+    /// What its file ends with.
+    kind: &'static str,
     title: String,
     unit: &'static str,
     /// Names of a row's bars, if there are several.
@@ -299,7 +299,8 @@ fn ceilings(results: &Results) -> Bars {
         Some((format!("{} ({ceiling})", label(case)), vec![case.fraction.map(|fraction| 100.0 * fraction)]))
     });
     Bars {
-        title: "Share of the ceiling".into(),
+        kind: "ceilings",
+        title: title("Share of the ceiling", results),
         unit: "per cent of the best rate measured in this run",
         series: Vec::new(),
         rows: rows.collect(),
@@ -319,7 +320,8 @@ fn calls(results: &Results) -> Bars {
     };
     let time = |case: &Measured| clocks.map(|clock| case.times.get(&clock).map(|spread| spread.median)).to_vec();
     Bars {
-        title: "A call by three clocks".into(),
+        kind: "calls",
+        title: title("A call by three clocks", results),
         unit: "microseconds",
         series: clocks.map(Clock::name).into(),
         rows: results.cases.iter().filter(wanted).map(|case| (label(case), time(case))).collect(),
@@ -335,7 +337,8 @@ fn fusion(results: &Results) -> Bars {
         (format!("{}, {} kernels to {}", label(fused), unfused.kernels, fused.kernels), vec![ratio])
     });
     Bars {
-        title: "Fusion".into(),
+        kind: "fusion",
+        title: title("Fusion", results),
         unit: "time of unfused kernels over that of the fused one",
         series: Vec::new(),
         rows: rows.collect(),

@@ -248,10 +248,12 @@ impl Results {
     pub fn load(file: &Path) -> Outcome<Results> {
         let named = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| named(&error))?;
-        let results: Results = serde_json::from_str(&text).map_err(|error| named(&error))?;
+        let mut results: Results = serde_json::from_str(&text).map_err(|error| named(&error))?;
         if results.format != FORMAT {
             return Err(named(&format!("format {}, not {FORMAT}", results.format)).into());
         }
+        // Of a run that was cut off.
+        results.settle();
         Ok(results)
     }
 }

@@ -133,7 +133,7 @@ fn bench_saves_compares_draws_and_documents() {
         let output = bench(&["fusion mul_relu", "--compare", &other]);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(status), "{text}");
-        assert_eq!(text.matches(verdict).count(), 6, "{text}");
+        assert_eq!(text.matches(&format!("%  {verdict}")).count(), 6, "{text}");
     }
 
     let output = tl(&["bench", "--document", &saved, &saved]);

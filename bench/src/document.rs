@@ -78,11 +78,14 @@ fn performance(name: &str, run: &Results) -> String {
     let _ = write!(text, "{} threads, {}, {}. ", machine.threads, machine.simd, machine.system);
     let commit = machine.commit.as_ref().map_or(String::new(), |commit| format!(" ({commit})"));
     let _ = writeln!(text, "TensorLogic {}{commit}, {}.", machine.version, machine.date);
+    let arguments = machine.arguments.iter().filter(|argument| *argument != "bench");
+    let arguments: String = arguments.map(|argument| format!(" {argument}")).collect();
+    let _ = writeln!(text, "Command: `tl bench{arguments}`.");
     if let Some(driver) = &machine.driver {
         let _ = writeln!(text, "Driver {driver}.");
     }
     if let Some(load) = machine.load.filter(|_| machine.device == "cpu") {
-        let quiet = if load < 0.5 { "quiet" } else { "shared with other work, so that figures are too low" };
+        let quiet = if load < 0.5 { "quiet" } else { "shared with other work, so that times are too long" };
         let _ = writeln!(text, "When the run began, {load:.1} processes wanted to run: the machine was {quiet}.");
     }
     let ceilings = run.ceilings.iter().map(|(name, rate)| format!("{name} {} {}", number(*rate), unit(name)));

@@ -19,7 +19,7 @@ pub struct Options {
     /// cpu, cuda or metal, with an ordinal if there are several (cuda:1); the fastest there is by default
     #[arg(long)]
     pub device: Option<Device>,
-    /// f32, f16, bf16; may be repeated. By default all three on a CPU, f16 on a GPU
+    /// f32, f16, bf16; may be repeated. By default f32 and f16 on a CPU, and bf16 products; f16 on a GPU
     #[arg(long = "dtype", value_name = "DTYPE")]
     pub dtypes: Vec<DType>,
     /// Sections of the table, with commas between them: matmul,rows

@@ -113,7 +113,7 @@ fn performance(name: &str, run: &Results) -> String {
 fn headline(run: &Results) -> impl Iterator<Item = &Measured> {
     run.cases.iter().filter(move |case| {
         let largest = |case: &Measured| {
-            let size = |case: &Measured| case.shapes.iter().flatten().product::<usize>();
+            let size = |case: &Measured| case.shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
             let same =
                 run.group(&case.group).filter(|other| other.operation == case.operation && other.dtype == case.dtype);
             same.map(size).max() == Some(size(case))

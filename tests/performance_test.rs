@@ -1,14 +1,11 @@
 //! The benchmark in a few seconds, for what must hold on any machine: results, kernel counts, reuse
 //! of buffers. The times are printed (`cargo test --test performance_test -- --nocapture`), not judged.
 
-#[path = "../benches/common/mod.rs"]
-mod common;
-
-use common::cases::{self, Case, Mode};
-use common::{Limits, Row, machine, transfer};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tensorlogic::testing::{kernel_count, no_fusion};
 use tensorlogic::{DType, Device, Tensor};
+use tensorlogic_bench::cases::{self, Call, Case, Work};
+use tensorlogic_bench::measure::{Busy, Limits};
 
 /// The pool and its counters are the process's: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -38,24 +35,24 @@ fn unit(dtype: DType) -> f64 {
     }
 }
 
+/// The op of a case, and one set of inputs.
+fn op(case: &Case) -> (Call, Vec<Tensor>) {
+    let Work::Op(call) = case.work else { panic!("{} is no op", case.key()) };
+    (call, case.inputs(1, &Device::best()).unwrap().remove(0))
+}
+
 #[test]
-fn the_table_prints() {
+fn every_small_case_runs() {
     let _alone = alone();
     let device = Device::best();
-    println!("{}\n{}", machine(&device), Row::header());
-    let mut cases: Vec<Case> = [64, 256].into_iter().map(|n| cases::matmul(n, DType::F16)).collect();
-    cases.extend([1000, 100_000].into_iter().flat_map(|n| cases::elementwise(n, DType::F16)));
-    cases.extend(cases::gpu_anchors().into_iter().filter(|case| case.input_bytes() < 16 << 20));
-    for case in cases {
-        println!("{}", case.row(Mode::Normal, &device, Limits::QUICK).unwrap());
-    }
-    for case in cases::fusible(100_000, 64, DType::F16) {
-        for mode in [Mode::Normal, Mode::Unfused, Mode::Unpooled] {
-            println!("{}", case.row(mode, &device, Limits::QUICK).unwrap());
-        }
-    }
-    for row in transfer::rows(102_000, &device, Limits::QUICK).unwrap() {
-        println!("{row}");
+    let busy = (device.name() != "cpu").then(|| Busy::new(&device).unwrap());
+    let dtypes = [DType::F32, DType::F16];
+    let small = cases::all(&device, &dtypes).into_iter().filter(|case| case.input_bytes() <= 1 << 20);
+    for case in small.filter(|case| Limits::QUICK.fit(case, &device)) {
+        let measured = case.measure(&device, busy.as_ref(), Limits::QUICK).unwrap();
+        println!("{:<50}{:>10.2} us, {} kernels", case.key(), measured.time().unwrap().median, measured.kernels);
+        assert!(measured.times.values().all(|time| time.min > 0.0), "{}", case.key());
+        assert_eq!(measured.kernels > 0, !matches!(case.work, Work::Upload | Work::Download | Work::Host(_)));
     }
 }
 
@@ -65,8 +62,8 @@ fn results_agree_with_the_host() {
     let _alone = alone();
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for case in cases::elementwise(1000, dtype).into_iter().chain([cases::matmul(64, dtype)]) {
-            let inputs = case.inputs(&Device::best()).unwrap();
-            let got = values(&(case.call)(&inputs).unwrap());
+            let (call, inputs) = op(&case);
+            let got = values(&call(&inputs).unwrap());
             let inputs: Vec<Vec<f64>> = inputs.iter().map(values).collect();
             // A sum of n terms in f32 is off by their magnitudes' sum, about n, times half a unit of f32.
             assert_close(&got, &on_host(case.operation, &inputs), unit(dtype) + 1e-4, &case);
@@ -103,11 +100,11 @@ fn product(a: &[f64], b: &[f64]) -> Vec<f64> {
 fn fusion_makes_one_kernel_and_the_same_values() {
     let _alone = alone();
     for case in [DType::F32, DType::F16].into_iter().flat_map(|dtype| cases::fusible(10_000, 48, dtype)) {
-        let inputs = case.inputs(&Device::best()).unwrap();
-        let fused = (case.call)(&inputs).unwrap();
+        let (call, inputs) = op(&case);
+        let fused = call(&inputs).unwrap();
         assert_eq!(kernel_count(&[&fused]).unwrap(), 1, "{}", case.key());
         let unfused = no_fusion(|| {
-            let result = (case.call)(&inputs).unwrap();
+            let result = call(&inputs).unwrap();
             assert!(kernel_count(&[&result]).unwrap() > 1, "{}", case.key());
             values(&result)
         });
@@ -121,11 +118,11 @@ fn a_repeated_op_allocates_nothing_new() {
     let _alone = alone();
     let device = Device::best();
     for case in [DType::F32, DType::F16].into_iter().flat_map(|dtype| cases::fusible(10_000, 48, dtype)) {
-        let inputs = case.inputs(&device).unwrap();
+        let (call, inputs) = op(&case);
         let fresh_in_ten_runs = || {
-            (case.call)(&inputs).unwrap().eval().unwrap();
+            call(&inputs).unwrap().eval().unwrap();
             let before = device.buffer_pool_stats();
-            (0..10).for_each(|_| (case.call)(&inputs).unwrap().eval().unwrap());
+            (0..10).for_each(|_| call(&inputs).unwrap().eval().unwrap());
             let after = device.buffer_pool_stats();
             let [asked, reused] =
                 [after.allocation_count - before.allocation_count, after.reuse_count - before.reuse_count];

@@ -20,6 +20,8 @@ enum Command {
     Devices,
     /// Check and time devices; prints a report to paste into an issue, and fails if a check fails
     Doctor(doctor::Options),
+    /// Measure tensor operations: times by three clocks, rates, kernels; compare and draw runs
+    Bench(tensorlogic_bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -29,5 +31,6 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Doctor(options) => doctor::run(&options),
+        Command::Bench(options) => tensorlogic_bench::run(&options),
     }
 }

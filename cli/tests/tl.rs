@@ -74,3 +74,76 @@ fn doctor_says_that_a_device_is_not_there() {
     assert!(!output.status.success());
     assert!(String::from_utf8(output.stderr).unwrap().contains("cuda:99"));
 }
+
+/// A folder that goes away with the test.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let folder = std::env::temp_dir().join(format!("tl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Folder(folder)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().into()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The median times of a saved run, multiplied.
+fn scaled(json: &str, factor: f64) -> String {
+    let line = |line: &str| match line.trim().split_once(": ") {
+        Some((name @ ("\"p10\"" | "\"median\"" | "\"p90\""), value)) => {
+            let comma = if value.ends_with(',') { "," } else { "" };
+            let value: f64 = value.trim_end_matches(',').parse().unwrap();
+            format!("{name}: {}{comma}", value * factor)
+        }
+        _ => line.into(),
+    };
+    json.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn bench_saves_compares_draws_and_documents() {
+    let folder = Folder::new("bench");
+    let (saved, pictures) = (folder.file("run.json"), folder.file("pictures"));
+    let bench = |more: &[&str]| tl(&[&["bench", "--device", "cpu", "--dtype", "f32", "--quick"], more].concat());
+
+    let output = bench(&["fusion mul_relu", "64x64", "--json", "--save", &saved, "--plots", &pictures]);
+    assert!(output.status.success());
+    let json = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(json, std::fs::read_to_string(&saved).unwrap());
+    for part in ["\"mul_relu\"", "\"unfused\"", "\"device\"", "\"amortised\"", "\"synchronised\"", "\"copy\""] {
+        assert!(json.contains(part), "no {part} in:\n{json}");
+    }
+    let png = std::fs::read(folder.file("pictures/cpu-roofline.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000);
+    assert!(std::fs::read_to_string(folder.file("pictures/cpu-fusion.svg")).unwrap().contains("mul_relu"));
+
+    // A run that was a thousand times as fast, and one that was as much slower.
+    for (factor, status, verdict) in [(1e-3, 1, "REGRESSION"), (1e3, 0, "improvement")] {
+        let other = folder.file("other.json");
+        std::fs::write(&other, scaled(&json, factor)).unwrap();
+        let output = bench(&["fusion mul_relu", "--compare", &other]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{text}");
+        assert_eq!(text.matches(&format!("%  {verdict}")).count(), 6, "{text}");
+    }
+
+    let output = tl(&["bench", "--document", &saved, &saved]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.matches("| mul_relu | 1M | f32 | 1 for 2 |").count() == 2, "{text}");
+}
+
+#[test]
+fn bench_says_what_it_cannot_read() {
+    let output = tl(&["bench", "--quick", "--compare", "no/such/file.json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("no/such/file.json"));
+}

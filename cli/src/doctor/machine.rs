@@ -1,6 +1,6 @@
 //! What the report says of the machine: nothing here can fail, what is not known is left out.
 
-use std::process::Command;
+use tensorlogic_bench::machine::{said, system};
 
 /// Versions, processor, and the environment variables that TensorLogic reads.
 pub fn lines() -> Vec<String> {
@@ -17,26 +17,7 @@ pub fn lines() -> Vec<String> {
     lines
 }
 
-fn system() -> String {
-    let named = if cfg!(target_os = "macos") {
-        let versions = ["-productVersion", "-buildVersion"].map(|fact| said("sw_vers", &[fact]).unwrap_or_default());
-        Some(format!("macOS {} {}", versions[0], versions[1]))
-    } else {
-        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let name = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-        name.map(|name| name.trim_matches('"').to_string())
-    };
-    named.unwrap_or_else(|| std::env::consts::OS.into())
-}
-
 /// The chip, as macOS calls it; elsewhere the CPU's device has its name.
 fn processor() -> Option<String> {
     if cfg!(target_os = "macos") { said("sysctl", &["-n", "machdep.cpu.brand_string"]) } else { None }
-}
-
-/// The first line that a program prints.
-fn said(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok()?;
-    let line = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string();
-    (output.status.success() && !line.is_empty()).then_some(line)
 }

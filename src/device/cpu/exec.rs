@@ -605,24 +605,18 @@ impl<'p> Launch<'p> {
     unsafe fn gather(&self, value: u32, gather: u32, tiles: &[*mut u8], scope: Scope) {
         let gather = &self.program.gathers[gather as usize];
         let slot = &self.program.slots[gather.slot];
-        let size = slot.dtype.size();
-        let out_size = slot.dtype.held().size();
         // SAFETY: the caller's promise; an index is used only after it was found below the limit, and
         // the view reaches that far along the axis.
         unsafe {
-            let memory = self.memory(slot, scope);
-            for i in 0..scope.n {
-                let index = read_index(tiles[gather.index as usize], gather.index_dtype, i as isize);
-                let inside = (0..gather.limit as i64).contains(&index);
-                if !inside {
-                    self.faults.report(Fault { index, limit: gather.limit, node: gather.node });
-                }
-                let along = if inside { index as isize * gather.stride } else { 0 };
-                let from = memory.offset((slot.walk.position(scope.start + i) + along) * size as isize);
-                let to = tiles[value as usize].add(i * out_size);
-                match slot.convert {
-                    Some(convert) => convert(to, [from.cast_const(); 3], 1),
-                    None => std::ptr::copy_nonoverlapping(from, to, size),
+            let mut indices = [0; TILE];
+            for (i, index) in indices[..scope.n].iter_mut().enumerate() {
+                *index = read_index(tiles[gather.index as usize], gather.index_dtype, i as isize);
+            }
+            let inside = |index: i64| (0..gather.limit as i64).contains(&index);
+            if !indices[..scope.n].iter().fold(true, |all, &index| all & inside(index)) {
+                for index in indices[..scope.n].iter_mut().filter(|index| !inside(**index)) {
+                    self.faults.report(Fault { index: *index, limit: gather.limit, node: gather.node });
+                    *index = 0;
                 }
             }
         }
@@ -677,6 +671,14 @@ unsafe fn write_param(tile: *mut u8, param: Scalar, class: DType) {
             DType::U32 => *tile.cast() = int as u32,
             DType::U8 | DType::Bool => *tile = int as u8,
             _ => *tile.cast() = float as f32,
+            walk::load_indexed(
+                tiles[value as usize],
+                self.memory(slot, scope),
+                (slot.dtype, slot.convert),
+                &slot.walk,
+                scope.start,
+                (&indices[..scope.n], gather.stride),
+            );
         }
     }
 }

@@ -121,16 +121,65 @@ pub unsafe fn load(
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.
         unsafe {
             let (out, source) = (tile.add(run.at * to), memory.offset(run.position * from as isize));
-            match (run.stride, convert) {
-                (1, Some(convert)) => convert(out, [source; 3], run.len),
-                (1, None) => std::ptr::copy_nonoverlapping(source, out, run.len * from),
-                _ => load_strided(out, source, dtype, convert, run.stride, run.len),
+            load_run(out, source, dtype, convert, run.stride, run.len);
+        }
+    });
+}
+
+/// Fills a tile with `n` elements, each `index * stride` further than [`load`] would find it.
+///
+/// # Safety
+/// As for [`load`], of the positions so moved; there are `n` indices.
+pub unsafe fn load_indexed(
+    tile: *mut u8,
+    memory: *const u8,
+    (dtype, convert): (DType, Option<TileFn>),
+    walk: &Walk,
+    start: usize,
+    (indices, stride): (&[i64], isize),
+) {
+    let (from, to) = (dtype.size(), dtype.held().size());
+    walk.runs(start, indices.len(), |run| {
+        let indices = &indices[run.at..run.at + run.len];
+        let first = indices[0];
+        // Without an early end, so that it vectorises.
+        let alike = indices.iter().fold(0, |different, index| different | (index ^ first)) == 0;
+        // SAFETY: runs stay within the walk and the tile, by the caller's promise.
+        unsafe {
+            let (out, source) = (tile.add(run.at * to), memory.offset(run.position * from as isize));
+            if alike {
+                let source = source.offset(first as isize * stride * from as isize);
+                return load_run(out, source, dtype, convert, run.stride, run.len);
+            }
+            match (convert, from) {
+                (Some(convert), _) => {
+                    let mut narrow = [0u16; STRETCH];
+                    for (piece, indices) in indices.chunks(STRETCH).enumerate() {
+                        let at = piece * STRETCH;
+                        let source = source.offset(at as isize * run.stride * 2);
+                        pick::<u16>(narrow.as_mut_ptr().cast(), source, run.stride, indices, stride);
+                        convert(out.add(at * to), [narrow.as_ptr().cast(); 3], indices.len());
+                    }
+                }
+                (None, 8) => pick::<u64>(out, source, run.stride, indices, stride),
+                (None, 4) => pick::<u32>(out, source, run.stride, indices, stride),
+                (None, _) => pick::<u8>(out, source, run.stride, indices, stride),
             }
         }
     });
 }
 
 /// A coordinate along a walk's loops, and its limit.
+/// # Safety
+/// `source` can be read at every step, moved by its index times `along`, and `out` written as often.
+unsafe fn pick<T: Copy>(out: *mut u8, source: *const u8, step: isize, indices: &[i64], along: isize) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    for (i, &index) in indices.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { *out.add(i) = *source.offset(i as isize * step + index as isize * along) };
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Guarded<'a> {
     /// The coordinate's steps along the same loops, none merged.
@@ -187,11 +236,7 @@ pub unsafe fn load_padded(
             if len > 0 {
                 let source = memory.wrapping_offset((position + inside.start * stride) * from as isize);
                 let target = out.add(first * to);
-                match (stride, convert) {
-                    (1, Some(convert)) => convert(target, [source; 3], len),
-                    (1, None) => std::ptr::copy_nonoverlapping(source, target, len * from),
-                    _ => load_strided(target, source, dtype, convert, stride, len),
-                }
+                load_run(target, source, dtype, convert, stride, len);
                 out.add((first + len) * to).write_bytes(0, (steps - first - len) * to);
             }
         }
@@ -216,18 +261,13 @@ pub unsafe fn load_padded(
 
 /// # Safety
 /// As for [`load`], for one run.
-unsafe fn load_strided(
-    out: *mut u8,
-    source: *const u8,
-    dtype: DType,
-    convert: Option<TileFn>,
-    stride: isize,
-    n: usize,
-) {
+unsafe fn load_run(out: *mut u8, source: *const u8, dtype: DType, convert: Option<TileFn>, stride: isize, n: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         match (convert, dtype.size()) {
             (Some(convert), _) => {
+            (Some(convert), _) if stride == 1 => convert(out, [source; 3], n),
+            (None, size) if stride == 1 => std::ptr::copy_nonoverlapping(source, out, n * size),
                 // Narrow values are gathered as they are, then converted together.
                 let mut gathered = [0u16; STRETCH];
                 for first in (0..n).step_by(STRETCH) {

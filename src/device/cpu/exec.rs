@@ -4,8 +4,10 @@
 //! folds are combined follow from the kernel alone; threads only decide who computes which.
 
 use super::faults::{Fault, Faults, read_index};
-use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm};
-use super::program::{BLOCK_LANES, Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
+use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm, prefetch};
+use super::program::{
+    BLOCK_LANES, BLOCK_ROWS, Fold, LANE_SEGMENT, Mode, PANEL_STRIDE, Phase, Product, Program, SEGMENT, Slot, Step, TILE,
+};
 use super::tile::{TileFn, best_layout};
 use super::worker::{Worker, spread};
 use super::{threads, walk};
@@ -21,8 +23,8 @@ pub const PARALLEL_WORK: usize = 1 << 16;
 /// Rough instructions that make a job of their own.
 const JOB_WORK: usize = 1 << 15;
 
-/// Rows of a block when memory is read across them: one for each f16 of a cache line, twice.
-const BLOCK_ROWS: usize = 64;
+/// Bytes of a panel, of elements of any dtype.
+const PANEL_BYTES: usize = 8 * BLOCK_ROWS * PANEL_STRIDE;
 
 /// Memory of one buffer. Which thread touches which part of it follows from the program.
 #[derive(Clone, Copy)]
@@ -156,14 +158,34 @@ impl<'p> Launch<'p> {
         threads::for_each(blocks, self.parallel(self.program.row_len), &|block| {
             self.with_worker(|worker| {
                 worker.enter(&self.program.phases[0]);
+                let mut panels: Vec<u64> = Vec::with_capacity(self.program.panels.len() * PANEL_BYTES / 8);
+                worker.kept = panels.as_mut_ptr().cast();
+                let these = block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(rows);
                 for first in (0..row).step_by(BLOCK_LANES) {
-                    for r in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(rows) {
-                        let scope = Scope { other: 0, start: r * row + first, n: BLOCK_LANES.min(row - first) };
+                    let n = BLOCK_LANES.min(row - first);
+                    let (row, rows, row_len, stride) = (these.start, these.len(), row, PANEL_STRIDE);
+                    self.load_panels(worker, walk::Panel { row, rows, row_len, first, n, stride });
+                    for r in these.clone() {
+                        let scope = Scope { other: 0, start: r * row_len + first, n };
                         self.steps(&self.program.phases[0].element, worker, scope);
                     }
                 }
             });
         });
+    }
+
+    /// Copies a block of what is read across rows.
+    fn load_panels(&self, worker: &Worker, block: walk::Panel) {
+        for (i, panel) in self.program.panels.iter().enumerate() {
+            let slot = &self.program.slots[panel.slot as usize];
+            // SAFETY: the block is inside the loops and the slot's view inside its buffer; there is room for each
+            // panel.
+            unsafe {
+                let memory = self.memory(slot, Scope { other: 0, start: 0, n: 0 });
+                let out = worker.kept.add(i * PANEL_BYTES);
+                walk::load_panel(out, memory, slot.dtype.size(), &slot.walk, block);
+            }
+        }
     }
 
     fn rows(&self) {
@@ -498,6 +520,17 @@ impl<'p> Launch<'p> {
                     let slot = &self.program.slots[slot as usize];
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
                 }
+                Step::Panel { value, panel } => {
+                    let from = &self.program.panels[panel as usize];
+                    let slot = &self.program.slots[from.slot as usize];
+                    let row = scope.start / self.program.block.unwrap_or(1) % BLOCK_ROWS;
+                    let at = panel as usize * PANEL_BYTES + row * PANEL_STRIDE * slot.dtype.size();
+                    let source = worker.kept.add(at);
+                    match slot.convert.filter(|_| !from.direct) {
+                        Some(convert) => convert(tiles[value as usize], [source.cast_const(); 3], scope.n),
+                        None => tiles[value as usize] = source,
+                    }
+                }
                 Step::Aim { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
@@ -590,7 +623,7 @@ impl<'p> Launch<'p> {
                 Some((arg, _)) => {
                     arg(segment, source, scope.n, scope.start as i64, 1, scope.start.is_multiple_of(SEGMENT))
                 }
-                None if columns => (fold.accumulate)(segment, [source; 3], scope.n),
+                None if columns => (fold.take)(segment, [source; 3], scope.n),
                 None => {
                     let partial = worker.base().add(fold.partial);
                     (fold.fold)(partial, [source; 3], scope.n);

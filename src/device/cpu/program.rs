@@ -29,6 +29,10 @@ pub const KEPT_BYTES: usize = 2 << 20;
 /// Lanes of a tile when memory is read across rows, so that the lines of a block of rows stay in the
 /// first-level cache.
 pub const BLOCK_LANES: usize = 256;
+/// Rows of a block when memory is read across them: an f16 each for a cache line.
+pub const BLOCK_ROWS: usize = 32;
+/// Elements from one row of a panel to the next; rows a power of two apart would fall on the same few cache lines.
+pub const PANEL_STRIDE: usize = BLOCK_LANES + 16;
 /// Rows shorter than this run as columns, if there are enough of them.
 pub const SHORT_ROW: usize = 64;
 /// Rows that make columns worth while.
@@ -61,6 +65,8 @@ pub(crate) struct Program {
     pub gathers: Vec<Gather>,
     pub outputs: Vec<Target>,
     pub folds: Vec<Fold>,
+    /// Slots that a map over blocks of rows reads across: blocks of them are copied to panels.
+    pub panels: Vec<Panel>,
     pub finishes: Vec<Finish>,
     /// Once a launch and worker.
     pub uniform: Vec<Step>,
@@ -125,6 +131,8 @@ pub enum Step {
     Padded { value: u32, slot: u32, first: u32, count: u32 },
     /// Use memory as the tile.
     Point { value: u32, slot: u32 },
+    /// Use a row of a panel as the tile, or convert it.
+    Panel { value: u32, panel: u32 },
     /// Use the kept row as the tile.
     Kept { value: u32, kept: u32 },
     /// Use the output's memory as the tile.
@@ -167,6 +175,13 @@ pub struct Slot {
 pub struct Guard {
     pub offset: isize,
     /// Along the lanes.
+/// Memory of which blocks are copied to a panel.
+pub struct Panel {
+    pub slot: u32,
+    /// Whether it is used as it is, else converted as the slot says.
+    pub direct: bool,
+}
+
     pub walk: Walk,
     /// Along the other loops.
     pub other: Walk,
@@ -199,7 +214,11 @@ pub struct Fold {
     pub accumulate: TileFn,
     /// What folding nothing gives.
     pub neutral: [u8; 8],
+    /// From elements to one state.
     pub arg: Option<(ArgFn, ArgMergeFn)>,
+    /// Elements into as many states.
+    pub take: TileFn,
+    /// States into as many states.
     /// Bytes of one lane's state.
     pub size: usize,
     /// Arena offsets: a tile's fold, the segment's, the row's, and those of 2^k segments for each k, a

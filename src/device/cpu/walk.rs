@@ -1,5 +1,6 @@
 //! Moving between strided memory and tiles.
 
+use super::gemm::prefetch;
 use super::tile::TileFn;
 use crate::dtype::DType;
 use crate::shape::{Dims, Strides, position};
@@ -283,6 +284,66 @@ unsafe fn load_run(out: *mut u8, source: *const u8, dtype: DType, convert: Optio
         }
     }
 }
+
+/// A block of rows of a loop nest whose last loop walks memory in large steps, as it lies in a panel.
+#[derive(Clone, Copy)]
+pub struct Panel {
+    /// The first row.
+    pub row: usize,
+    pub rows: usize,
+    /// Steps of the last loop.
+    pub row_len: usize,
+    /// The first step in each row, and how many.
+    pub first: usize,
+    pub n: usize,
+    /// Elements from a row of the panel to the next.
+    pub stride: usize,
+}
+
+/// Copies a block of rows to a panel, in the order in which they lie in memory: neighbouring rows together.
+///
+/// # Safety
+/// Every position of the block lies in initialised memory at `memory`; `panel` has room for the rows, of `size`
+/// bytes an element.
+pub unsafe fn load_panel(panel: *mut u8, memory: *const u8, size: usize, walk: &Walk, block: Panel) {
+    let position = |row: usize| walk.position(row * block.row_len + block.first);
+    let step = walk.strides.last().copied().unwrap_or(0);
+    let mut row = 0;
+    while row < block.rows {
+        let first = position(block.row + row);
+        let neighbours = (row + 1..block.rows).take_while(|r| position(block.row + r) == first + (r - row) as isize);
+        let rows = 1 + neighbours.count();
+        // SAFETY: the rows are the block's, which the caller vouches for.
+        unsafe {
+            let (out, source) = (panel.add(row * block.stride * size), memory.offset(first * size as isize));
+            match size {
+                8 => turn::<u64>(out, source, step, rows, block),
+                4 => turn::<u32>(out, source, step, rows, block),
+                2 => turn::<u16>(out, source, step, rows, block),
+                _ => turn::<u8>(out, source, step, rows, block),
+            }
+        }
+        row += rows;
+    }
+}
+
+/// # Safety
+/// As for [`load_panel`], for `rows` that are neighbours in memory.
+unsafe fn turn<T: Copy>(out: *mut u8, source: *const u8, step: isize, rows: usize, block: Panel) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    for i in 0..block.n {
+        let source = source.wrapping_offset(i as isize * step);
+        let ahead = source.wrapping_offset(PREFETCH * step);
+        (0..rows).step_by(64 / size_of::<T>()).for_each(|row| prefetch(ahead.wrapping_add(row)));
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe { *out.add(row * block.stride + i) = *source.add(row) };
+        }
+    }
+}
+
+/// Steps of a walk across memory that are asked for ahead: the hardware does not foresee them.
+const PREFETCH: isize = 8;
 
 /// Narrow values that are gathered before they are converted.
 const STRETCH: usize = 256;

@@ -121,6 +121,13 @@ impl<'k> Compiler<'k> {
             compiled.push(phase);
         }
         let kernel = self.kernel;
+        let brief = self.mode == Mode::Rows && kernel.row_len() <= TILE && folds.iter().all(|f| f.arg.is_none());
+        if brief && kernel.row_len() >= LONG_ROW {
+            let moves = |slot: &Slot| slot.other.position(1) != slot.other.position(0);
+            ask_ahead(&mut compiled, |slot, output| {
+                moves(if output { &outputs[slot as usize].slot } else { &self.slots[slot as usize] })
+            });
+        }
         let kept_sizes = self.kept_sizes();
         let guards = kernel.guards.iter().map(|g| self.guard(g)).collect();
         let gemm = kernel.gemm.as_ref().map(|gemm| Product {
@@ -138,6 +145,7 @@ impl<'k> Compiler<'k> {
         };
         Ok(Program {
             mode: self.mode,
+            brief,
             rows: kernel.rows(),
             row_len: kernel.row_len(),
             lanes: self.lanes,
@@ -148,6 +156,7 @@ impl<'k> Compiler<'k> {
             slots: self.slots,
             guards,
             gathers: self.gathers,
+            panels: self.panels,
             outputs,
             folds,
             finishes,
@@ -156,7 +165,6 @@ impl<'k> Compiler<'k> {
             last,
             fixed: self.fixed,
             fixed_bytes,
-            panels: self.panels,
             arena_bytes: arena,
             kept: kept_sizes,
             kept_stride,
@@ -323,14 +331,6 @@ impl<'k> Compiler<'k> {
         self.slots.push(slot);
     }
 
-    fn target(&self, output: &Output) -> Target {
-        let convert = tile::store(self.isa, output.dtype);
-        Target {
-            slot: self.slot(Some(output.node), output.dtype, &output.reach, convert),
-            level: self.kernel.output_level(output),
-        }
-    }
-
     /// Gives what is read across rows a panel.
     fn find_panels(&mut self, in_blocks: bool) {
         for (v, value) in self.kernel.values.iter().enumerate().filter(|_| in_blocks) {
@@ -343,6 +343,14 @@ impl<'k> Compiler<'k> {
         }
     }
 
+    fn target(&self, output: &Output) -> Target {
+        let convert = tile::store(self.isa, output.dtype);
+        Target {
+            slot: self.slot(Some(output.node), output.dtype, &output.reach, convert),
+            level: self.kernel.output_level(output),
+        }
+    }
+
     fn folds(&mut self) -> Vec<Fold> {
         let mut folds = Vec::new();
         let (lanes, segment) = if self.mode == Mode::Columns { (self.lanes, LANE_SEGMENT) } else { (1, SEGMENT) };
@@ -352,6 +360,7 @@ impl<'k> Compiler<'k> {
             let ValueOp::Reduce { op, value: source } = value.op else { continue };
             let class = self.kernel.values[source as usize].dtype.held();
             let (fold, accumulate) = tile::fold(self.isa, op, class);
+            let (fold, take) = self.narrow_fold(self.is(source), op).unwrap_or((fold, accumulate));
             let arg = op.is_arg().then(|| tile::arg_fns(op, class));
             let size = if op.is_arg() { tile::best_layout(class).0 } else { class.size() };
             let power_stride = (size * lanes).next_multiple_of(64);
@@ -360,12 +369,12 @@ impl<'k> Compiler<'k> {
             let total = if op.is_arg() { self.reserve(power_stride) } else { self.fixed_place(v as u32) };
             let source = self.is(source);
             let neutral = tile::neutral(fold);
-            let (fold, take) = self.narrow_fold(self.is(source), op).unwrap_or((fold, accumulate));
             folds.push(Fold {
                 value: v as u32,
                 source,
                 class,
                 fold,
+                take,
                 accumulate,
                 neutral,
                 arg,
@@ -374,7 +383,6 @@ impl<'k> Compiler<'k> {
                 segment,
                 total,
                 powers,
-                take,
                 power_stride,
             });
         }
@@ -588,14 +596,6 @@ impl<'k> Compiler<'k> {
         Ok(tiles.next)
     }
 
-    fn folded(&self, v: u32, p: usize) -> bool {
-        self.kernel.values.iter().any(|u| {
-            matches!(u.op, ValueOp::Reduce { value, .. } if self.is(value) == v) && self.phase[v as usize] == p
-        })
-    }
-
-    fn push_folds(&self, v: u32, p: usize, steps: &mut Vec<Step>) {
-        let mut fold = 0;
     /// Whether a step uses other memory as its tile.
     fn points(&self, step: Option<&Step>) -> bool {
         match step {
@@ -605,6 +605,14 @@ impl<'k> Compiler<'k> {
         }
     }
 
+    fn folded(&self, v: u32, p: usize) -> bool {
+        self.kernel.values.iter().any(|u| {
+            matches!(u.op, ValueOp::Reduce { value, .. } if self.is(value) == v) && self.phase[v as usize] == p
+        })
+    }
+
+    fn push_folds(&self, v: u32, p: usize, steps: &mut Vec<Step>) {
+        let mut fold = 0;
         for value in &self.kernel.values {
             if let ValueOp::Reduce { value: source, .. } = value.op {
                 if self.is(source) == v && self.phase[v as usize] == p {
@@ -629,6 +637,9 @@ impl<'k> Compiler<'k> {
             let slot = &outputs[o].slot;
             slot.convert.is_none() && slot.walk.is_contiguous() && !in_place.contains(&self.kernel.outputs[o].node)
         };
+        if let Some(output) = self.direct.stored(v) {
+            return Some(output);
+        }
         let (o, _) = *stores.iter().find(|&&(o, value)| value == v && fits(o))?;
         (computed && self.kept[v as usize].is_none()).then_some(o as u32)
     }
@@ -637,9 +648,6 @@ impl<'k> Compiler<'k> {
 /// Tiles of one phase, given out and taken back.
 struct Tiles {
     lanes: usize,
-        if let Some(output) = self.direct.stored(v) {
-            return Some(output);
-        }
     next: usize,
     free: Vec<(usize, usize)>,
 }
@@ -659,6 +667,36 @@ impl Tiles {
             && !self.free.iter().any(|&(free, _)| free == at)
         {
             self.free.push((at, size));
+        }
+    }
+}
+
+/// Elements of a row from which on the next one is asked for ahead.
+const LONG_ROW: usize = 256;
+
+/// Asks for the memory of the next row all along the steps of a row. Else memory idles while they compute, and the
+/// first one that reads a row waits for it. All at once would not help: that many requests keep others waiting.
+fn ask_ahead(phases: &mut [Phase], moves: impl Fn(u32, bool) -> bool) {
+    let mut slots: Vec<(u32, bool)> = Vec::new();
+    for step in phases.iter().flat_map(|phase| &phase.element) {
+        match *step {
+            Step::Point { slot, .. } if !slots.contains(&(slot, false)) => slots.push((slot, false)),
+            Step::Aim { output, .. } => slots.push((output, true)),
+            _ => {}
+        }
+    }
+    slots.retain(|&(slot, output)| moves(slot, output));
+    let works = |step: &Step| matches!(step, Step::Call { .. } | Step::Fold { .. });
+    let parts = phases.iter().flat_map(|phase| &phase.element).filter(|step| works(step)).count() as u16;
+    let mut part = 0;
+    for phase in phases {
+        let steps = std::mem::take(&mut phase.element);
+        for step in steps {
+            phase.element.push(step);
+            if works(&step) {
+                phase.element.extend(slots.iter().map(|&(slot, output)| Step::Ahead { slot, output, part, parts }));
+                part += 1;
+            }
         }
     }
 }

@@ -219,6 +219,10 @@ impl<'p> Launch<'p> {
             if phase.element.is_empty() {
                 continue;
             }
+            if self.program.brief {
+                self.steps(&phase.element, worker, Scope { other: row, start: 0, n: self.program.row_len });
+                continue;
+            }
             let segments = self.program.row_len.div_ceil(SEGMENT);
             for segment in 0..segments {
                 self.segment(phase, worker, row, segment);
@@ -516,10 +520,6 @@ impl<'p> Launch<'p> {
                         scope.n,
                     );
                 }
-                Step::Point { value, slot } => {
-                    let slot = &self.program.slots[slot as usize];
-                    tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
-                }
                 Step::Panel { value, panel } => {
                     let from = &self.program.panels[panel as usize];
                     let slot = &self.program.slots[from.slot as usize];
@@ -531,9 +531,26 @@ impl<'p> Launch<'p> {
                         None => tiles[value as usize] = source,
                     }
                 }
+                Step::Point { value, slot } => {
+                    let slot = &self.program.slots[slot as usize];
+                    tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
+                }
                 Step::Aim { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
+                }
+                Step::Ahead { slot, output, part, parts } => {
+                    let slot = match output {
+                        true => &self.program.outputs[slot as usize].slot,
+                        false => &self.program.slots[slot as usize],
+                    };
+                    let next = Scope { other: scope.other + 1, ..scope };
+                    if next.other < self.program.rows {
+                        let (row, bytes) = (self.memory(slot, next), scope.n * slot.dtype.size());
+                        let at = |part: u16| bytes * part as usize / parts as usize / 64 * 64;
+                        let end = if part + 1 == parts { bytes } else { at(part + 1) };
+                        (at(part)..end).step_by(64).for_each(|at| prefetch(row.wrapping_add(at)));
+                    }
                 }
                 Step::Kept { value, kept } => tiles[value as usize] = self.kept(worker.kept, kept as usize, scope),
                 Step::Index { value, slot } => {
@@ -624,6 +641,8 @@ impl<'p> Launch<'p> {
                     arg(segment, source, scope.n, scope.start as i64, 1, scope.start.is_multiple_of(SEGMENT))
                 }
                 None if columns => (fold.take)(segment, [source; 3], scope.n),
+                // What it would be taken into is neutral.
+                None if self.program.brief => (fold.fold)(worker.base().add(fold.total), [source; 3], scope.n),
                 None => {
                     let partial = worker.base().add(fold.partial);
                     (fold.fold)(partial, [source; 3], scope.n);
@@ -652,6 +671,14 @@ impl<'p> Launch<'p> {
                     *index = 0;
                 }
             }
+            walk::load_indexed(
+                tiles[value as usize],
+                self.memory(slot, scope),
+                (slot.dtype, slot.convert),
+                &slot.walk,
+                scope.start,
+                (&indices[..scope.n], gather.stride),
+            );
         }
     }
 }
@@ -704,14 +731,6 @@ unsafe fn write_param(tile: *mut u8, param: Scalar, class: DType) {
             DType::U32 => *tile.cast() = int as u32,
             DType::U8 | DType::Bool => *tile = int as u8,
             _ => *tile.cast() = float as f32,
-            walk::load_indexed(
-                tiles[value as usize],
-                self.memory(slot, scope),
-                (slot.dtype, slot.convert),
-                &slot.walk,
-                scope.start,
-                (&indices[..scope.n], gather.stride),
-            );
         }
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Program {
     pub rows: usize,
     pub row_len: usize,
     pub lanes: usize,
+    /// Whether each row is one tile whose folds need no combining.
+    pub brief: bool,
     /// Lanes that a value repeated over a tile fills.
     pub spread: usize,
     /// For a map that reads or writes across rows: how long these are.
@@ -63,10 +65,10 @@ pub(crate) struct Program {
     pub slots: Vec<Slot>,
     pub guards: Vec<Guard>,
     pub gathers: Vec<Gather>,
-    pub outputs: Vec<Target>,
-    pub folds: Vec<Fold>,
     /// Slots that a map over blocks of rows reads across: blocks of them are copied to panels.
     pub panels: Vec<Panel>,
+    pub outputs: Vec<Target>,
+    pub folds: Vec<Fold>,
     pub finishes: Vec<Finish>,
     /// Once a launch and worker.
     pub uniform: Vec<Step>,
@@ -129,10 +131,12 @@ pub enum Step {
     Load { value: u32, slot: u32 },
     /// Fill a tile from memory where guards hold, else with zeros.
     Padded { value: u32, slot: u32, first: u32, count: u32 },
-    /// Use memory as the tile.
-    Point { value: u32, slot: u32 },
     /// Use a row of a panel as the tile, or convert it.
     Panel { value: u32, panel: u32 },
+    /// Use memory as the tile.
+    Point { value: u32, slot: u32 },
+    /// Ask for part `part` of `parts` of what the next row reads, or writes (an output's memory).
+    Ahead { slot: u32, output: bool, part: u16, parts: u16 },
     /// Use the kept row as the tile.
     Kept { value: u32, kept: u32 },
     /// Use the output's memory as the tile.
@@ -171,10 +175,6 @@ pub struct Slot {
     pub other: Walk,
 }
 
-/// A coordinate that must be below a limit.
-pub struct Guard {
-    pub offset: isize,
-    /// Along the lanes.
 /// Memory of which blocks are copied to a panel.
 pub struct Panel {
     pub slot: u32,
@@ -182,6 +182,10 @@ pub struct Panel {
     pub direct: bool,
 }
 
+/// A coordinate that must be below a limit.
+pub struct Guard {
+    pub offset: isize,
+    /// Along the lanes.
     pub walk: Walk,
     /// Along the other loops.
     pub other: Walk,
@@ -210,15 +214,15 @@ pub struct Fold {
     pub value: u32,
     pub source: u32,
     pub class: DType,
-    pub fold: TileFn,
-    pub accumulate: TileFn,
-    /// What folding nothing gives.
-    pub neutral: [u8; 8],
     /// From elements to one state.
-    pub arg: Option<(ArgFn, ArgMergeFn)>,
+    pub fold: TileFn,
     /// Elements into as many states.
     pub take: TileFn,
     /// States into as many states.
+    pub accumulate: TileFn,
+    /// What folding nothing gives.
+    pub neutral: [u8; 8],
+    pub arg: Option<(ArgFn, ArgMergeFn)>,
     /// Bytes of one lane's state.
     pub size: usize,
     /// Arena offsets: a tile's fold, the segment's, the row's, and those of 2^k segments for each k, a

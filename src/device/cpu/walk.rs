@@ -170,7 +170,6 @@ pub unsafe fn load_indexed(
     });
 }
 
-/// A coordinate along a walk's loops, and its limit.
 /// # Safety
 /// `source` can be read at every step, moved by its index times `along`, and `out` written as often.
 unsafe fn pick<T: Copy>(out: *mut u8, source: *const u8, step: isize, indices: &[i64], along: isize) {
@@ -181,6 +180,7 @@ unsafe fn pick<T: Copy>(out: *mut u8, source: *const u8, step: isize, indices: &
     }
 }
 
+/// A coordinate along a walk's loops, and its limit.
 #[derive(Clone, Copy)]
 pub struct Guarded<'a> {
     /// The coordinate's steps along the same loops, none merged.
@@ -266,9 +266,9 @@ unsafe fn load_run(out: *mut u8, source: *const u8, dtype: DType, convert: Optio
     // SAFETY: the caller's promise.
     unsafe {
         match (convert, dtype.size()) {
-            (Some(convert), _) => {
             (Some(convert), _) if stride == 1 => convert(out, [source; 3], n),
             (None, size) if stride == 1 => std::ptr::copy_nonoverlapping(source, out, n * size),
+            (Some(convert), _) => {
                 // Narrow values are gathered as they are, then converted together.
                 let mut gathered = [0u16; STRETCH];
                 for first in (0..n).step_by(STRETCH) {

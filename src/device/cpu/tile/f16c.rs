@@ -1,6 +1,6 @@
 //! f16 conversion by the F16C and AVX-512 instructions, which LLVM does not find in the portable form.
 
-use super::convert::{F16Bits, bf16_of_f32};
+use super::convert::F16Bits;
 use super::*;
 
 pub fn load(isa: Isa) -> TileFn {
@@ -37,6 +37,7 @@ pub(super) struct Brain(u16);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::super::convert::bf16_of_f32;
     use super::*;
     use std::arch::x86_64::*;
 

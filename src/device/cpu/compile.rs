@@ -1,9 +1,11 @@
 //! From a kernel to a [`Program`]: modes, phases, places, steps.
 
+mod direct;
+
 use super::isa::Isa;
 use super::program::{
-    BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Phase, Product, Program,
-    SEGMENT, SHORT_ROW, Slot, Step, TILE, Target,
+    BLOCK_LANES, Finish, Fold, Gather, Guard, KEPT_BYTES, LANE_SEGMENT, MANY_ROWS, Mode, Panel, Phase, Product,
+    Program, SEGMENT, SHORT_ROW, Slot, Step, TILE, Target,
 };
 use super::tile::{self, TileFn};
 use super::walk::Walk;
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::ops::Sort;
 use crate::schedule::{Kernel, Level, Output, Reach, ValueOp, op_weight};
 use crate::shape::{Dims, Strides};
+use direct::Direct;
 
 impl Program {
     /// Compiles a kernel. `in_place` says which outputs are written over an input.
@@ -41,6 +44,9 @@ struct Compiler<'k> {
     slot_of: Vec<Option<u32>>,
     gathers: Vec<Gather>,
     gather_of: Vec<Option<u32>>,
+    panels: Vec<Panel>,
+    panel_of: Vec<Option<u32>>,
+    direct: Direct,
     lanes: usize,
     cursor: usize,
     fixed: Vec<(u32, usize)>,
@@ -69,6 +75,9 @@ impl<'k> Compiler<'k> {
             slot_of: vec![None; count],
             gathers: Vec::new(),
             gather_of: vec![None; count],
+            panels: Vec::new(),
+            panel_of: vec![None; count],
+            direct: Direct::default(),
             lanes: TILE,
             cursor: 0,
             fixed: Vec::new(),
@@ -92,6 +101,9 @@ impl<'k> Compiler<'k> {
         for v in 0..self.kernel.values.len() as u32 {
             self.make_slot(v);
         }
+        let block = (self.mode == Mode::Map).then(|| across_rows(self.kernel)).flatten();
+        self.find_panels(block.is_some());
+        self.find_direct(&outputs, in_place);
         let fixed_bytes = self.cursor;
         let folds = self.folds();
         let finishes = self.finishes();
@@ -109,6 +121,13 @@ impl<'k> Compiler<'k> {
             compiled.push(phase);
         }
         let kernel = self.kernel;
+        let brief = self.mode == Mode::Rows && kernel.row_len() <= TILE && folds.iter().all(|f| f.arg.is_none());
+        if brief && kernel.row_len() >= LONG_ROW {
+            let moves = |slot: &Slot| slot.other.position(1) != slot.other.position(0);
+            ask_ahead(&mut compiled, |slot, output| {
+                moves(if output { &outputs[slot as usize].slot } else { &self.slots[slot as usize] })
+            });
+        }
         let kept_sizes = self.kept_sizes();
         let guards = kernel.guards.iter().map(|g| self.guard(g)).collect();
         let gemm = kernel.gemm.as_ref().map(|gemm| Product {
@@ -126,16 +145,18 @@ impl<'k> Compiler<'k> {
         };
         Ok(Program {
             mode: self.mode,
+            brief,
             rows: kernel.rows(),
             row_len: kernel.row_len(),
             lanes: self.lanes,
             spread: self.lanes.min(if self.mode == Mode::Columns { kernel.rows() } else { kernel.row_len() }).max(1),
-            block: (self.mode == Mode::Map).then(|| across_rows(kernel)).flatten(),
+            block,
             values: kernel.values.len(),
             buffers: self.buffers,
             slots: self.slots,
             guards,
             gathers: self.gathers,
+            panels: self.panels,
             outputs,
             folds,
             finishes,
@@ -310,6 +331,18 @@ impl<'k> Compiler<'k> {
         self.slots.push(slot);
     }
 
+    /// Gives what is read across rows a panel.
+    fn find_panels(&mut self, in_blocks: bool) {
+        for (v, value) in self.kernel.values.iter().enumerate().filter(|_| in_blocks) {
+            if let (ValueOp::Load { reach, .. }, Some(slot)) = (value.op, self.slot_of[v])
+                && reads_across(&reach)
+            {
+                self.panel_of[v] = Some(self.panels.len() as u32);
+                self.panels.push(Panel { slot, direct: self.slots[slot as usize].convert.is_none() });
+            }
+        }
+    }
+
     fn target(&self, output: &Output) -> Target {
         let convert = tile::store(self.isa, output.dtype);
         Target {
@@ -327,6 +360,7 @@ impl<'k> Compiler<'k> {
             let ValueOp::Reduce { op, value: source } = value.op else { continue };
             let class = self.kernel.values[source as usize].dtype.held();
             let (fold, accumulate) = tile::fold(self.isa, op, class);
+            let (fold, take) = self.narrow_fold(self.is(source), op).unwrap_or((fold, accumulate));
             let arg = op.is_arg().then(|| tile::arg_fns(op, class));
             let size = if op.is_arg() { tile::best_layout(class).0 } else { class.size() };
             let power_stride = (size * lanes).next_multiple_of(64);
@@ -340,6 +374,7 @@ impl<'k> Compiler<'k> {
                 source,
                 class,
                 fold,
+                take,
                 accumulate,
                 neutral,
                 arg,
@@ -377,8 +412,15 @@ impl<'k> Compiler<'k> {
         Ok(match value.op {
             ValueOp::Load { .. } => {
                 let s = &self.slots[slot as usize];
-                let direct = s.convert.is_none() && s.walk.is_contiguous() && value.level == Level::Element;
-                Some(if direct { Step::Point { value: v, slot } } else { Step::Load { value: v, slot } })
+                if let Some(panel) = self.panel_of[v as usize] {
+                    return Ok(Some(Step::Panel { value: v, panel }));
+                }
+                let point = s.convert.is_none() && s.walk.is_contiguous() && value.level == Level::Element;
+                Some(if point || self.direct.is_loaded(v) {
+                    Step::Point { value: v, slot }
+                } else {
+                    Step::Load { value: v, slot }
+                })
             }
             ValueOp::Padded { first, count, .. } => Some(Step::Padded { value: v, slot, first, count }),
             ValueOp::Index { .. } => Some(Step::Index { value: v, slot }),
@@ -391,8 +433,9 @@ impl<'k> Compiler<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let by_one = self.by_one(v, self.is(operands[1]));
-                let f = by_one
+                let f = self
+                    .narrow_loop(v, self.direct.stored(v).is_some())
+                    .or_else(|| self.by_one(v, self.is(operands[1])))
                     .or_else(|| tile::elementwise(self.isa, op, on))
                     .ok_or_else(|| Error::internal("cpu::program", format!("{} has no loop for {on}", op.name())))?;
                 call(f, &operands[..op.arity()])
@@ -528,7 +571,7 @@ impl<'k> Compiler<'k> {
                 let aim = self.aims(v, &stores, outputs, in_place, step.as_ref());
                 if let Some(output) = aim {
                     phase.element.push(Step::Aim { value: v, output });
-                } else if kept.is_none() && !matches!(step, Some(Step::Point { .. }) | None) {
+                } else if kept.is_none() && !self.points(step.as_ref()) {
                     phase.places.push((v, tiles.take(self.size(v))));
                 }
                 phase.element.extend(step);
@@ -551,6 +594,15 @@ impl<'k> Compiler<'k> {
             }
         }
         Ok(tiles.next)
+    }
+
+    /// Whether a step uses other memory as its tile.
+    fn points(&self, step: Option<&Step>) -> bool {
+        match step {
+            Some(Step::Panel { panel, .. }) => self.panels[*panel as usize].direct,
+            Some(Step::Point { .. }) | None => true,
+            _ => false,
+        }
     }
 
     fn folded(&self, v: u32, p: usize) -> bool {
@@ -585,6 +637,9 @@ impl<'k> Compiler<'k> {
             let slot = &outputs[o].slot;
             slot.convert.is_none() && slot.walk.is_contiguous() && !in_place.contains(&self.kernel.outputs[o].node)
         };
+        if let Some(output) = self.direct.stored(v) {
+            return Some(output);
+        }
         let (o, _) = *stores.iter().find(|&&(o, value)| value == v && fits(o))?;
         (computed && self.kept[v as usize].is_none()).then_some(o as u32)
     }
@@ -616,6 +671,36 @@ impl Tiles {
     }
 }
 
+/// Elements of a row from which on the next one is asked for ahead.
+const LONG_ROW: usize = 256;
+
+/// Asks for the memory of the next row all along the steps of a row. Else memory idles while they compute, and the
+/// first one that reads a row waits for it. All at once would not help: that many requests keep others waiting.
+fn ask_ahead(phases: &mut [Phase], moves: impl Fn(u32, bool) -> bool) {
+    let mut slots: Vec<(u32, bool)> = Vec::new();
+    for step in phases.iter().flat_map(|phase| &phase.element) {
+        match *step {
+            Step::Point { slot, .. } if !slots.contains(&(slot, false)) => slots.push((slot, false)),
+            Step::Aim { output, .. } => slots.push((output, true)),
+            _ => {}
+        }
+    }
+    slots.retain(|&(slot, output)| moves(slot, output));
+    let works = |step: &Step| matches!(step, Step::Call { .. } | Step::Fold { .. });
+    let parts = phases.iter().flat_map(|phase| &phase.element).filter(|step| works(step)).count() as u16;
+    let mut part = 0;
+    for phase in phases {
+        let steps = std::mem::take(&mut phase.element);
+        for step in steps {
+            phase.element.push(step);
+            if works(&step) {
+                phase.element.extend(slots.iter().map(|&(slot, output)| Step::Ahead { slot, output, part, parts }));
+                part += 1;
+            }
+        }
+    }
+}
+
 /// Whether value `u` folds elements.
 fn folds_element(kernel: &Kernel, u: u32) -> bool {
     matches!(kernel.values[u as usize].op, ValueOp::Reduce { .. })
@@ -636,9 +721,13 @@ fn mode(kernel: &Kernel) -> Mode {
 /// loops around: then lines are read again for each of many rows.
 fn across_rows(kernel: &Kernel) -> Option<usize> {
     let row = *kernel.inner.last().filter(|&&row| row >= 2 * BLOCK_LANES && kernel.inner.len() > 1)?;
-    let across = |reach: &Reach| reach.inner.last().is_some_and(|s| s.abs() > 1);
-    let loads = kernel.values.iter().any(|v| matches!(&v.op, ValueOp::Load { reach, .. } if across(reach)));
-    (loads || kernel.outputs.iter().any(|o| across(&o.reach))).then_some(row)
+    let loads = kernel.values.iter().any(|v| matches!(&v.op, ValueOp::Load { reach, .. } if reads_across(reach)));
+    (loads || kernel.outputs.iter().any(|o| reads_across(&o.reach))).then_some(row)
+}
+
+/// Whether the innermost loop walks memory in larger steps than one.
+fn reads_across(reach: &Reach) -> bool {
+    reach.inner.last().is_some_and(|s| s.abs() > 1)
 }
 
 fn weight(kernel: &Kernel) -> usize {

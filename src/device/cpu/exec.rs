@@ -4,8 +4,10 @@
 //! folds are combined follow from the kernel alone; threads only decide who computes which.
 
 use super::faults::{Fault, Faults, read_index};
-use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm};
-use super::program::{BLOCK_LANES, Fold, LANE_SEGMENT, Mode, Phase, Product, Program, SEGMENT, Slot, Step, TILE};
+use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm, prefetch};
+use super::program::{
+    BLOCK_LANES, BLOCK_ROWS, Fold, LANE_SEGMENT, Mode, PANEL_STRIDE, Phase, Product, Program, SEGMENT, Slot, Step, TILE,
+};
 use super::tile::{TileFn, best_layout};
 use super::worker::{Worker, spread};
 use super::{threads, walk};
@@ -21,8 +23,8 @@ pub const PARALLEL_WORK: usize = 1 << 16;
 /// Rough instructions that make a job of their own.
 const JOB_WORK: usize = 1 << 15;
 
-/// Rows of a block when memory is read across them: one for each f16 of a cache line, twice.
-const BLOCK_ROWS: usize = 64;
+/// Bytes of a panel, of elements of any dtype.
+const PANEL_BYTES: usize = 8 * BLOCK_ROWS * PANEL_STRIDE;
 
 /// Memory of one buffer. Which thread touches which part of it follows from the program.
 #[derive(Clone, Copy)]
@@ -156,14 +158,34 @@ impl<'p> Launch<'p> {
         threads::for_each(blocks, self.parallel(self.program.row_len), &|block| {
             self.with_worker(|worker| {
                 worker.enter(&self.program.phases[0]);
+                let mut panels: Vec<u64> = Vec::with_capacity(self.program.panels.len() * PANEL_BYTES / 8);
+                worker.kept = panels.as_mut_ptr().cast();
+                let these = block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(rows);
                 for first in (0..row).step_by(BLOCK_LANES) {
-                    for r in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(rows) {
-                        let scope = Scope { other: 0, start: r * row + first, n: BLOCK_LANES.min(row - first) };
+                    let n = BLOCK_LANES.min(row - first);
+                    let (row, rows, row_len, stride) = (these.start, these.len(), row, PANEL_STRIDE);
+                    self.load_panels(worker, walk::Panel { row, rows, row_len, first, n, stride });
+                    for r in these.clone() {
+                        let scope = Scope { other: 0, start: r * row_len + first, n };
                         self.steps(&self.program.phases[0].element, worker, scope);
                     }
                 }
             });
         });
+    }
+
+    /// Copies a block of what is read across rows.
+    fn load_panels(&self, worker: &Worker, block: walk::Panel) {
+        for (i, panel) in self.program.panels.iter().enumerate() {
+            let slot = &self.program.slots[panel.slot as usize];
+            // SAFETY: the block is inside the loops and the slot's view inside its buffer; there is room for each
+            // panel.
+            unsafe {
+                let memory = self.memory(slot, Scope { other: 0, start: 0, n: 0 });
+                let out = worker.kept.add(i * PANEL_BYTES);
+                walk::load_panel(out, memory, slot.dtype.size(), &slot.walk, block);
+            }
+        }
     }
 
     fn rows(&self) {
@@ -195,6 +217,10 @@ impl<'p> Launch<'p> {
             worker.enter(phase);
             self.steps(&phase.row, worker, Scope { other: row, start: 0, n: 1 });
             if phase.element.is_empty() {
+                continue;
+            }
+            if self.program.brief {
+                self.steps(&phase.element, worker, Scope { other: row, start: 0, n: self.program.row_len });
                 continue;
             }
             let segments = self.program.row_len.div_ceil(SEGMENT);
@@ -494,6 +520,17 @@ impl<'p> Launch<'p> {
                         scope.n,
                     );
                 }
+                Step::Panel { value, panel } => {
+                    let from = &self.program.panels[panel as usize];
+                    let slot = &self.program.slots[from.slot as usize];
+                    let row = scope.start / self.program.block.unwrap_or(1) % BLOCK_ROWS;
+                    let at = panel as usize * PANEL_BYTES + row * PANEL_STRIDE * slot.dtype.size();
+                    let source = worker.kept.add(at);
+                    match slot.convert.filter(|_| !from.direct) {
+                        Some(convert) => convert(tiles[value as usize], [source.cast_const(); 3], scope.n),
+                        None => tiles[value as usize] = source,
+                    }
+                }
                 Step::Point { value, slot } => {
                     let slot = &self.program.slots[slot as usize];
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
@@ -501,6 +538,19 @@ impl<'p> Launch<'p> {
                 Step::Aim { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
+                }
+                Step::Ahead { slot, output, part, parts } => {
+                    let slot = match output {
+                        true => &self.program.outputs[slot as usize].slot,
+                        false => &self.program.slots[slot as usize],
+                    };
+                    let next = Scope { other: scope.other + 1, ..scope };
+                    if next.other < self.program.rows {
+                        let (row, bytes) = (self.memory(slot, next), scope.n * slot.dtype.size());
+                        let at = |part: u16| bytes * part as usize / parts as usize / 64 * 64;
+                        let end = if part + 1 == parts { bytes } else { at(part + 1) };
+                        (at(part)..end).step_by(64).for_each(|at| prefetch(row.wrapping_add(at)));
+                    }
                 }
                 Step::Kept { value, kept } => tiles[value as usize] = self.kept(worker.kept, kept as usize, scope),
                 Step::Index { value, slot } => {
@@ -590,7 +640,9 @@ impl<'p> Launch<'p> {
                 Some((arg, _)) => {
                     arg(segment, source, scope.n, scope.start as i64, 1, scope.start.is_multiple_of(SEGMENT))
                 }
-                None if columns => (fold.accumulate)(segment, [source; 3], scope.n),
+                None if columns => (fold.take)(segment, [source; 3], scope.n),
+                // What it would be taken into is neutral.
+                None if self.program.brief => (fold.fold)(worker.base().add(fold.total), [source; 3], scope.n),
                 None => {
                     let partial = worker.base().add(fold.partial);
                     (fold.fold)(partial, [source; 3], scope.n);
@@ -605,26 +657,28 @@ impl<'p> Launch<'p> {
     unsafe fn gather(&self, value: u32, gather: u32, tiles: &[*mut u8], scope: Scope) {
         let gather = &self.program.gathers[gather as usize];
         let slot = &self.program.slots[gather.slot];
-        let size = slot.dtype.size();
-        let out_size = slot.dtype.held().size();
         // SAFETY: the caller's promise; an index is used only after it was found below the limit, and
         // the view reaches that far along the axis.
         unsafe {
-            let memory = self.memory(slot, scope);
-            for i in 0..scope.n {
-                let index = read_index(tiles[gather.index as usize], gather.index_dtype, i as isize);
-                let inside = (0..gather.limit as i64).contains(&index);
-                if !inside {
-                    self.faults.report(Fault { index, limit: gather.limit, node: gather.node });
-                }
-                let along = if inside { index as isize * gather.stride } else { 0 };
-                let from = memory.offset((slot.walk.position(scope.start + i) + along) * size as isize);
-                let to = tiles[value as usize].add(i * out_size);
-                match slot.convert {
-                    Some(convert) => convert(to, [from.cast_const(); 3], 1),
-                    None => std::ptr::copy_nonoverlapping(from, to, size),
+            let mut indices = [0; TILE];
+            for (i, index) in indices[..scope.n].iter_mut().enumerate() {
+                *index = read_index(tiles[gather.index as usize], gather.index_dtype, i as isize);
+            }
+            let inside = |index: i64| (0..gather.limit as i64).contains(&index);
+            if !indices[..scope.n].iter().fold(true, |all, &index| all & inside(index)) {
+                for index in indices[..scope.n].iter_mut().filter(|index| !inside(**index)) {
+                    self.faults.report(Fault { index: *index, limit: gather.limit, node: gather.node });
+                    *index = 0;
                 }
             }
+            walk::load_indexed(
+                tiles[value as usize],
+                self.memory(slot, scope),
+                (slot.dtype, slot.convert),
+                &slot.walk,
+                scope.start,
+                (&indices[..scope.n], gather.stride),
+            );
         }
     }
 }

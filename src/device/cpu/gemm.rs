@@ -29,6 +29,7 @@ use std::thread::LocalKey;
 use thin::Thin;
 
 pub use kernels::Accumulator;
+pub use simd::prefetch;
 
 /// One operand: a matrix of `dtype` at `ptr`, strides in elements (0 and negative allowed).
 #[derive(Clone, Copy)]

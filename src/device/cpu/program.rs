@@ -29,6 +29,10 @@ pub const KEPT_BYTES: usize = 2 << 20;
 /// Lanes of a tile when memory is read across rows, so that the lines of a block of rows stay in the
 /// first-level cache.
 pub const BLOCK_LANES: usize = 256;
+/// Rows of a block when memory is read across them: an f16 each for a cache line.
+pub const BLOCK_ROWS: usize = 32;
+/// Elements from one row of a panel to the next; rows a power of two apart would fall on the same few cache lines.
+pub const PANEL_STRIDE: usize = BLOCK_LANES + 16;
 /// Rows shorter than this run as columns, if there are enough of them.
 pub const SHORT_ROW: usize = 64;
 /// Rows that make columns worth while.
@@ -49,6 +53,8 @@ pub(crate) struct Program {
     pub rows: usize,
     pub row_len: usize,
     pub lanes: usize,
+    /// Whether each row is one tile whose folds need no combining.
+    pub brief: bool,
     /// Lanes that a value repeated over a tile fills.
     pub spread: usize,
     /// For a map that reads or writes across rows: how long these are.
@@ -59,6 +65,8 @@ pub(crate) struct Program {
     pub slots: Vec<Slot>,
     pub guards: Vec<Guard>,
     pub gathers: Vec<Gather>,
+    /// Slots that a map over blocks of rows reads across: blocks of them are copied to panels.
+    pub panels: Vec<Panel>,
     pub outputs: Vec<Target>,
     pub folds: Vec<Fold>,
     pub finishes: Vec<Finish>,
@@ -123,8 +131,12 @@ pub enum Step {
     Load { value: u32, slot: u32 },
     /// Fill a tile from memory where guards hold, else with zeros.
     Padded { value: u32, slot: u32, first: u32, count: u32 },
+    /// Use a row of a panel as the tile, or convert it.
+    Panel { value: u32, panel: u32 },
     /// Use memory as the tile.
     Point { value: u32, slot: u32 },
+    /// Ask for part `part` of `parts` of what the next row reads, or writes (an output's memory).
+    Ahead { slot: u32, output: bool, part: u16, parts: u16 },
     /// Use the kept row as the tile.
     Kept { value: u32, kept: u32 },
     /// Use the output's memory as the tile.
@@ -163,6 +175,13 @@ pub struct Slot {
     pub other: Walk,
 }
 
+/// Memory of which blocks are copied to a panel.
+pub struct Panel {
+    pub slot: u32,
+    /// Whether it is used as it is, else converted as the slot says.
+    pub direct: bool,
+}
+
 /// A coordinate that must be below a limit.
 pub struct Guard {
     pub offset: isize,
@@ -195,7 +214,11 @@ pub struct Fold {
     pub value: u32,
     pub source: u32,
     pub class: DType,
+    /// From elements to one state.
     pub fold: TileFn,
+    /// Elements into as many states.
+    pub take: TileFn,
+    /// States into as many states.
     pub accumulate: TileFn,
     /// What folding nothing gives.
     pub neutral: [u8; 8],

@@ -7,6 +7,14 @@
 mod convert;
 mod f16c;
 mod fold;
+#[cfg(target_arch = "x86_64")]
+mod registers;
+#[cfg(not(target_arch = "x86_64"))]
+mod registers {
+    pub(super) fn fold(_: super::Isa, _: super::Reduction, _: super::DType) -> Option<super::TileFn> {
+        None
+    }
+}
 
 pub use fold::{ArgFn, ArgMergeFn, arg_fns, best_layout};
 
@@ -17,9 +25,10 @@ use crate::graph::Random;
 use crate::ops::math::{Narrow, Real, normal_pair, philox4x32, uniform01};
 use crate::ops::table::{CmpFn, Int, IntFn, LogicFn, RealFn, TestFn, functor};
 use crate::ops::{Elementwise, Reduction};
-use convert::{Bf16Bits, Convert, Odd, Rounded, Truth};
+use convert::{Bf16Bits, Convert, F16Bits, Odd, Rounded, Truth};
 use fold::{Fold, Max, Min, Prod, Sum, accumulate_body, fold_body};
 use half::{bf16, f16};
+use narrow::{Single, Stored, stored_body};
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
 /// Computes `n` elements at the first pointer from `n` elements at each of the others.
@@ -32,10 +41,12 @@ pub type TileFn = unsafe fn(*mut u8, [*const u8; 3], usize);
 /// Lanes that a fold keeps apart; fixed, so that the order of additions is the same on every machine.
 const LANES: usize = 64;
 
-macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) => {
+macro_rules! simd { ($(#[$doc:meta])* $name:ident, $half:ty, $brain:ty, $($(#[$attribute:meta])+)?) => {
     $(#[$doc])*
     struct $name;
     impl Simd for $name {
+        type Half = $half;
+        type Brain = $brain;
         $($(#[$attribute])+)?
         unsafe fn real<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize) {
             // SAFETY: the caller keeps the promises of `TileFn`.
@@ -80,14 +91,24 @@ macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) =
             unsafe { map::<A, B>(1, out, x, n, |v| B::convert(v[0])) }
         }
         $($(#[$attribute])+)?
-        unsafe fn fold<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
-            // SAFETY: as above, with room for one element at `out`.
-            unsafe { fold_body::<F, T>(out, x, n) }
+        unsafe fn stored<O: RealFn, R: Single, A: Stored, B: Stored, C: Stored>(out: *mut u8, x: [*const u8; 3], n: usize) {
+            // SAFETY: as above; the types are of this set.
+            unsafe { stored_body::<O, R, A, B, C>(out, x, n, None) }
         }
         $($(#[$attribute])+)?
-        unsafe fn accumulate<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
+        unsafe fn stored_by_one<O: RealFn, A: Stored, C: Stored>(out: *mut u8, x: [*const u8; 3], n: usize) {
+            // SAFETY: as above, with one f32 at the second operand.
+            unsafe { stored_body::<O, f32, A, f32, C>(out, x, n, Some(*x[1].cast())) }
+        }
+        $($(#[$attribute])+)?
+        unsafe fn fold<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
+            // SAFETY: as above, with room for one element at `out`.
+            unsafe { fold_body::<F, T, A>(out, x, n) }
+        }
+        $($(#[$attribute])+)?
+        unsafe fn accumulate<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
             // SAFETY: as above, with `n` initialised elements at `out`.
-            unsafe { accumulate_body::<F, T>(out, x, n) }
+            unsafe { accumulate_body::<F, T, A>(out, x, n) }
         }
         $($(#[$attribute])+)?
         unsafe fn random<const NORMAL: bool>(out: *mut u8, x: [*const u8; 3], n: usize) {
@@ -99,6 +120,10 @@ macro_rules! simd { ($(#[$doc:meta])* $name:ident, $($(#[$attribute:meta])+)?) =
 
 /// One instruction set's copies of the loops.
 trait Simd {
+    /// How its loops read f16.
+    type Half: Stored;
+    /// How its loops read bf16.
+    type Brain: Stored;
     unsafe fn real<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn real_by_one<O: RealFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn int<O: IntFn, I: Int>(out: *mut u8, x: [*const u8; 3], n: usize);
@@ -107,19 +132,21 @@ trait Simd {
     unsafe fn test<O: TestFn, R: Real>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn select<T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn convert<A: Copy, B: Convert<A>>(out: *mut u8, x: [*const u8; 3], n: usize);
-    unsafe fn fold<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
-    unsafe fn accumulate<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
+    unsafe fn stored<O: RealFn, R: Single, A: Stored, B: Stored, C: Stored>(out: *mut u8, x: [*const u8; 3], n: usize);
+    unsafe fn stored_by_one<O: RealFn, A: Stored, C: Stored>(out: *mut u8, x: [*const u8; 3], n: usize);
+    unsafe fn fold<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
+    unsafe fn accumulate<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(out: *mut u8, x: [*const u8; 3], n: usize);
     unsafe fn random<const NORMAL: bool>(out: *mut u8, x: [*const u8; 3], n: usize);
 }
 
 simd!(/// What the target guarantees: SSE2, NEON.
-    Plain,);
+    Plain, F16Bits, Bf16Bits,);
 #[cfg(target_arch = "x86_64")]
 simd!(/// AVX2.
-    Avx2, #[target_feature(enable = "avx2,fma,f16c")]);
+    Avx2, f16c::Half, f16c::Brain, #[target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
 simd!(/// AVX-512.
-    Avx512, #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]);
+    Avx512, f16c::Half, f16c::Brain, #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]);
 
 /// # Safety
 /// As for [`TileFn`], with `arity` operands of `A` and a result of `B`.
@@ -214,6 +241,8 @@ macro_rules! on {
         }
     };
 }
+
+pub mod narrow;
 
 /// The loop of an elementwise op over operands of `dtype` (of the branches, for a selection).
 pub fn elementwise(isa: Isa, op: Elementwise, dtype: DType) -> Option<TileFn> {
@@ -367,7 +396,7 @@ pub fn store(isa: Isa, dtype: DType) -> Option<TileFn> {
 /// The two loops of a reduction over values of `class`: one folds a tile to one value (none give the
 /// neutral element), one takes each of `n` values into one of `n` accumulators.
 pub fn fold(isa: Isa, op: Reduction, class: DType) -> (TileFn, TileFn) {
-    fn of<S: Simd, T: Copy>(op: Reduction) -> (TileFn, TileFn)
+    fn of<S: Simd, T: Copy + Convert<T>>(op: Reduction) -> (TileFn, TileFn)
     where
         Sum: Fold<T>,
         Prod: Fold<T>,
@@ -375,10 +404,10 @@ pub fn fold(isa: Isa, op: Reduction, class: DType) -> (TileFn, TileFn) {
         Min: Fold<T>,
     {
         match op {
-            Reduction::Sum => (S::fold::<Sum, T>, S::accumulate::<Sum, T>),
-            Reduction::Prod => (S::fold::<Prod, T>, S::accumulate::<Prod, T>),
-            Reduction::Max | Reduction::ArgMax => (S::fold::<Max, T>, S::accumulate::<Max, T>),
-            Reduction::Min | Reduction::ArgMin => (S::fold::<Min, T>, S::accumulate::<Min, T>),
+            Reduction::Sum => (S::fold::<Sum, T, T>, S::accumulate::<Sum, T, T>),
+            Reduction::Prod => (S::fold::<Prod, T, T>, S::accumulate::<Prod, T, T>),
+            Reduction::Max | Reduction::ArgMax => (S::fold::<Max, T, T>, S::accumulate::<Max, T, T>),
+            Reduction::Min | Reduction::ArgMin => (S::fold::<Min, T, T>, S::accumulate::<Min, T, T>),
         }
     }
     on!(isa, S => match class {
@@ -387,7 +416,10 @@ pub fn fold(isa: Isa, op: Reduction, class: DType) -> (TileFn, TileFn) {
         DType::I32 => of::<S, i32>(op),
         DType::U32 => of::<S, u32>(op),
         DType::U8 | DType::Bool => of::<S, u8>(op),
-        _ => of::<S, f32>(op),
+        _ => match (of::<S, f32>(op), registers::fold(isa, op, DType::F32)) {
+            ((_, accumulate), Some(fold)) => (fold, accumulate),
+            (loops, None) => loops,
+        },
     })
 }
 

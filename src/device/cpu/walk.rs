@@ -1,5 +1,6 @@
 //! Moving between strided memory and tiles.
 
+use super::gemm::prefetch;
 use super::tile::TileFn;
 use crate::dtype::DType;
 use crate::shape::{Dims, Strides, position};
@@ -121,13 +122,62 @@ pub unsafe fn load(
         // SAFETY: runs stay within the walk and the tile, by the caller's promise.
         unsafe {
             let (out, source) = (tile.add(run.at * to), memory.offset(run.position * from as isize));
-            match (run.stride, convert) {
-                (1, Some(convert)) => convert(out, [source; 3], run.len),
-                (1, None) => std::ptr::copy_nonoverlapping(source, out, run.len * from),
-                _ => load_strided(out, source, dtype, convert, run.stride, run.len),
+            load_run(out, source, dtype, convert, run.stride, run.len);
+        }
+    });
+}
+
+/// Fills a tile with `n` elements, each `index * stride` further than [`load`] would find it.
+///
+/// # Safety
+/// As for [`load`], of the positions so moved; there are `n` indices.
+pub unsafe fn load_indexed(
+    tile: *mut u8,
+    memory: *const u8,
+    (dtype, convert): (DType, Option<TileFn>),
+    walk: &Walk,
+    start: usize,
+    (indices, stride): (&[i64], isize),
+) {
+    let (from, to) = (dtype.size(), dtype.held().size());
+    walk.runs(start, indices.len(), |run| {
+        let indices = &indices[run.at..run.at + run.len];
+        let first = indices[0];
+        // Without an early end, so that it vectorises.
+        let alike = indices.iter().fold(0, |different, index| different | (index ^ first)) == 0;
+        // SAFETY: runs stay within the walk and the tile, by the caller's promise.
+        unsafe {
+            let (out, source) = (tile.add(run.at * to), memory.offset(run.position * from as isize));
+            if alike {
+                let source = source.offset(first as isize * stride * from as isize);
+                return load_run(out, source, dtype, convert, run.stride, run.len);
+            }
+            match (convert, from) {
+                (Some(convert), _) => {
+                    let mut narrow = [0u16; STRETCH];
+                    for (piece, indices) in indices.chunks(STRETCH).enumerate() {
+                        let at = piece * STRETCH;
+                        let source = source.offset(at as isize * run.stride * 2);
+                        pick::<u16>(narrow.as_mut_ptr().cast(), source, run.stride, indices, stride);
+                        convert(out.add(at * to), [narrow.as_ptr().cast(); 3], indices.len());
+                    }
+                }
+                (None, 8) => pick::<u64>(out, source, run.stride, indices, stride),
+                (None, 4) => pick::<u32>(out, source, run.stride, indices, stride),
+                (None, _) => pick::<u8>(out, source, run.stride, indices, stride),
             }
         }
     });
+}
+
+/// # Safety
+/// `source` can be read at every step, moved by its index times `along`, and `out` written as often.
+unsafe fn pick<T: Copy>(out: *mut u8, source: *const u8, step: isize, indices: &[i64], along: isize) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    for (i, &index) in indices.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { *out.add(i) = *source.offset(i as isize * step + index as isize * along) };
+    }
 }
 
 /// A coordinate along a walk's loops, and its limit.
@@ -187,11 +237,7 @@ pub unsafe fn load_padded(
             if len > 0 {
                 let source = memory.wrapping_offset((position + inside.start * stride) * from as isize);
                 let target = out.add(first * to);
-                match (stride, convert) {
-                    (1, Some(convert)) => convert(target, [source; 3], len),
-                    (1, None) => std::ptr::copy_nonoverlapping(source, target, len * from),
-                    _ => load_strided(target, source, dtype, convert, stride, len),
-                }
+                load_run(target, source, dtype, convert, stride, len);
                 out.add((first + len) * to).write_bytes(0, (steps - first - len) * to);
             }
         }
@@ -216,17 +262,12 @@ pub unsafe fn load_padded(
 
 /// # Safety
 /// As for [`load`], for one run.
-unsafe fn load_strided(
-    out: *mut u8,
-    source: *const u8,
-    dtype: DType,
-    convert: Option<TileFn>,
-    stride: isize,
-    n: usize,
-) {
+unsafe fn load_run(out: *mut u8, source: *const u8, dtype: DType, convert: Option<TileFn>, stride: isize, n: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         match (convert, dtype.size()) {
+            (Some(convert), _) if stride == 1 => convert(out, [source; 3], n),
+            (None, size) if stride == 1 => std::ptr::copy_nonoverlapping(source, out, n * size),
             (Some(convert), _) => {
                 // Narrow values are gathered as they are, then converted together.
                 let mut gathered = [0u16; STRETCH];
@@ -243,6 +284,66 @@ unsafe fn load_strided(
         }
     }
 }
+
+/// A block of rows of a loop nest whose last loop walks memory in large steps, as it lies in a panel.
+#[derive(Clone, Copy)]
+pub struct Panel {
+    /// The first row.
+    pub row: usize,
+    pub rows: usize,
+    /// Steps of the last loop.
+    pub row_len: usize,
+    /// The first step in each row, and how many.
+    pub first: usize,
+    pub n: usize,
+    /// Elements from a row of the panel to the next.
+    pub stride: usize,
+}
+
+/// Copies a block of rows to a panel, in the order in which they lie in memory: neighbouring rows together.
+///
+/// # Safety
+/// Every position of the block lies in initialised memory at `memory`; `panel` has room for the rows, of `size`
+/// bytes an element.
+pub unsafe fn load_panel(panel: *mut u8, memory: *const u8, size: usize, walk: &Walk, block: Panel) {
+    let position = |row: usize| walk.position(row * block.row_len + block.first);
+    let step = walk.strides.last().copied().unwrap_or(0);
+    let mut row = 0;
+    while row < block.rows {
+        let first = position(block.row + row);
+        let neighbours = (row + 1..block.rows).take_while(|r| position(block.row + r) == first + (r - row) as isize);
+        let rows = 1 + neighbours.count();
+        // SAFETY: the rows are the block's, which the caller vouches for.
+        unsafe {
+            let (out, source) = (panel.add(row * block.stride * size), memory.offset(first * size as isize));
+            match size {
+                8 => turn::<u64>(out, source, step, rows, block),
+                4 => turn::<u32>(out, source, step, rows, block),
+                2 => turn::<u16>(out, source, step, rows, block),
+                _ => turn::<u8>(out, source, step, rows, block),
+            }
+        }
+        row += rows;
+    }
+}
+
+/// # Safety
+/// As for [`load_panel`], for `rows` that are neighbours in memory.
+unsafe fn turn<T: Copy>(out: *mut u8, source: *const u8, step: isize, rows: usize, block: Panel) {
+    let (out, source) = (out.cast::<T>(), source.cast::<T>());
+    for i in 0..block.n {
+        let source = source.wrapping_offset(i as isize * step);
+        let ahead = source.wrapping_offset(PREFETCH * step);
+        (0..rows).step_by(64 / size_of::<T>()).for_each(|row| prefetch(ahead.wrapping_add(row)));
+        for row in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe { *out.add(row * block.stride + i) = *source.add(row) };
+        }
+    }
+}
+
+/// Steps of a walk across memory that are asked for ahead: the hardware does not foresee them.
+const PREFETCH: isize = 8;
 
 /// Narrow values that are gathered before they are converted.
 const STRETCH: usize = 256;

@@ -1,6 +1,7 @@
 //! Folds: sums, products, extremes and their positions.
 
 use super::LANES;
+use super::convert::Convert;
 use crate::dtype::DType;
 use crate::ops::Reduction;
 use std::ops::{Add, Mul};
@@ -62,43 +63,47 @@ folds! {
 /// # Safety
 /// As for [`TileFn`], with room for one element at `out`.
 #[inline(always)]
-pub(super) unsafe fn fold_body<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
+pub(super) unsafe fn fold_body<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
     // SAFETY: the caller's promise.
-    let (out, x) = unsafe { (&mut *out.cast::<T>(), from_raw_parts(x[0].cast::<T>(), n)) };
+    let (out, x) = unsafe { (&mut *out.cast::<T>(), from_raw_parts(x[0].cast::<A>(), n)) };
     // With a length that LLVM does not know, these are loops, which vectorise; 64 locals it would take
     // apart and shuffle, at ten times the cost.
     let count = std::hint::black_box(LANES);
     let mut lanes = [F::empty(); LANES];
     let mut chunks = x.chunks_exact(LANES);
     for chunk in &mut chunks {
-        take::<F, T>(&mut lanes[..count], &chunk[..count]);
+        take::<F, T, A>(&mut lanes[..count], &chunk[..count]);
     }
     let rest = chunks.remainder();
-    take::<F, T>(&mut lanes[..rest.len()], rest);
+    take::<F, T, A>(&mut lanes[..rest.len()], rest);
     let mut width = count;
     while width > 1 {
         width /= 2;
         let (low, high) = lanes.split_at_mut(width);
-        take::<F, T>(low, &high[..width]);
+        low.iter_mut().zip(&high[..width]).for_each(|(lane, &v)| *lane = F::both(*lane, v));
     }
     *out = lanes[0];
 }
 
 /// Combines `x` into `lanes`, of the same length.
 #[inline(always)]
-pub(super) fn take<F: Fold<T>, T: Copy>(lanes: &mut [T], x: &[T]) {
+pub(super) fn take<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(lanes: &mut [T], x: &[A]) {
     for (lane, &v) in lanes.iter_mut().zip(x) {
-        *lane = F::both(*lane, v);
+        *lane = F::both(*lane, T::convert(v));
     }
 }
 
 /// # Safety
 /// As for [`TileFn`], with `n` initialised elements at `out`.
 #[inline(always)]
-pub(super) unsafe fn accumulate_body<F: Fold<T>, T: Copy>(out: *mut u8, x: [*const u8; 3], n: usize) {
+pub(super) unsafe fn accumulate_body<F: Fold<T>, T: Copy + Convert<A>, A: Copy>(
+    out: *mut u8,
+    x: [*const u8; 3],
+    n: usize,
+) {
     // SAFETY: the caller's promise.
-    let (out, x) = unsafe { (from_raw_parts_mut(out.cast::<T>(), n), from_raw_parts(x[0].cast::<T>(), n)) };
-    take::<F, T>(out, x);
+    let (out, x) = unsafe { (from_raw_parts_mut(out.cast::<T>(), n), from_raw_parts(x[0].cast::<A>(), n)) };
+    take::<F, T, A>(out, x);
 }
 
 /// The best value so far and where it stood; what an arg-reduction keeps.

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
 use rustc_hash::{FxHashMap, FxHashSet};
+use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -108,7 +109,7 @@ pub(crate) fn kernels_of_thread() -> u64 {
 /// An index out of range, memory that cannot be had. The roots then stay pending: nothing that they
 /// need is lost. On a GPU an index out of range shows when elements are read.
 pub(crate) fn evaluate(roots: &[NodeRef], purpose: Purpose) -> Result<()> {
-    let mut devices: Vec<&Device> = Vec::new();
+    let mut devices: SmallVec<[&Device; 2]> = SmallVec::new();
     for root in roots.iter().filter(|root| root.depth() > 0) {
         if !devices.contains(&&root.device) {
             devices.push(&root.device);
@@ -123,7 +124,7 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
     loop {
         // One evaluation at a time: plans may overwrite buffers that no other graph can see.
         let mut engine = engine();
-        let mut pending: Vec<NodeRef> = Vec::with_capacity(roots.len());
+        let mut pending: SmallVec<[NodeRef; 4]> = SmallVec::new();
         for root in roots.iter().filter(|root| root.depth() > 0 && root.device == *device) {
             if !pending.iter().any(|p| Arc::ptr_eq(p, root)) {
                 pending.push(root.clone());
@@ -142,7 +143,7 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
             drop(engine);
             let compiled = Compiled::new(plan(&snapshot, &options)?);
             compiled.prepare(compiled.place(device, purpose), &snapshot)?;
-            self::engine().keep(snapshot.key, Arc::new(compiled));
+            self::engine().keep(snapshot.key.into_vec(), Arc::new(compiled));
             continue;
         };
         let place = compiled.place(device, purpose);
@@ -365,7 +366,7 @@ fn suspects(plan: &Plan, snapshot: &Snapshot, memory: &Memory) -> FxHashSet<u32>
 }
 
 /// The memory of each node, once it has some.
-struct Memory(Vec<Option<Arc<Storage>>>);
+struct Memory(SmallVec<[Option<Arc<Storage>>; 8]>);
 
 impl Memory {
     fn of(&self, node: u32) -> Result<&Arc<Storage>> {
@@ -429,7 +430,7 @@ fn run_on_gpu(
     let again = compiled.gpu_runs.fetch_add(1, Ordering::Relaxed) >= LIST_RUNS;
     let gathers = again && launches.len() >= LIST_LAUNCHES && gpu.queue().has_lists();
     let list = RefCell::new(WorkList::default());
-    let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<Vec<_>>>()?;
+    let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<SmallVec<[_; 4]>>>()?;
     for ((step, launch), reserved) in plan.steps.iter().zip(launches).zip(reserved) {
         memory.provide(step, slots);
         drop(reserved);
@@ -444,7 +445,7 @@ fn run_on_gpu(
     Ok(())
 }
 
-fn allocate(device: &Device, sizes: &[usize], place: Place) -> Result<Vec<Arc<Storage>>> {
+fn allocate(device: &Device, sizes: &[usize], place: Place) -> Result<SmallVec<[Arc<Storage>; 4]>> {
     let pool = device.buffer_pool();
     let storage = |bytes| match place {
         Place::Cpu | Place::Gpu(_) => Storage::new(pool, bytes),

@@ -297,7 +297,7 @@ impl Drop for Node {
 
 /// Drops nodes with a list instead of the stack: a chain of a million nodes is one call deep.
 fn release(inputs: Inputs) {
-    let mut dying: Vec<NodeRef> = inputs.into_vec();
+    let mut dying: SmallVec<[NodeRef; 8]> = inputs.into_iter().collect();
     while let Some(node) = dying.pop() {
         if let Some(mut last) = Arc::into_inner(node) {
             let state = last.state.get_mut().unwrap_or_else(PoisonError::into_inner);

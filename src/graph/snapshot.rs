@@ -22,19 +22,26 @@ pub(crate) struct Entry {
     pub track: Track,
 }
 
+/// Nodes up to which a snapshot needs no memory of its own, and finds nodes by looking at all of them.
+const FEW: usize = 8;
+
 /// What a set of roots needs, inputs before consumers.
 pub(crate) struct Snapshot {
-    pub entries: Vec<Entry>,
-    pub roots: Vec<u32>,
+    pub entries: SmallVec<[Entry; FEW]>,
+    pub roots: SmallVec<[u32; 2]>,
     /// Structure: ops, dtypes, shapes, aliasing, roots; no data, no scalar values.
-    pub key: Vec<u64>,
+    pub key: Key,
 }
+
+/// See [`Snapshot::key`].
+pub(crate) type Key = SmallVec<[u64; 8 * FEW]>;
 
 impl Snapshot {
     /// Walks down from `roots` to what is realized, without recursion. `fuse` is part of the key.
     pub fn of(roots: &[NodeRef], fuse: bool) -> Snapshot {
-        let mut walk = Walk { key: vec![fuse as u64], ..Walk::default() };
-        let mut positions = Vec::with_capacity(roots.len());
+        let mut walk = Walk::default();
+        walk.key.push(fuse as u64);
+        let mut positions = SmallVec::new();
         for root in roots {
             positions.push(walk.visit(root));
         }
@@ -68,7 +75,7 @@ impl Snapshot {
     /// this snapshot alone: anything that is held from outside and is not a root could be evaluated
     /// again later, so all that it reads stays.
     fn mark_ownership(&mut self, roots: &[NodeRef]) {
-        let mut owned = vec![1usize; self.entries.len()]; // the entry's own reference
+        let mut owned: SmallVec<[usize; FEW]> = SmallVec::from_elem(1, self.entries.len()); // the entry's own reference
         for entry in &self.entries {
             for &input in &entry.inputs {
                 owned[input as usize] += 1;
@@ -78,7 +85,7 @@ impl Snapshot {
         for (root, _) in self.roots.iter().zip(roots) {
             owned[*root as usize] += 1;
         }
-        let mut tainted = vec![false; self.entries.len()];
+        let mut tainted: SmallVec<[bool; FEW]> = SmallVec::from_elem(false, self.entries.len());
         for i in (0..self.entries.len()).rev() {
             let entry = &mut self.entries[i];
             entry.held = Arc::strong_count(&entry.node) > owned[i];
@@ -113,9 +120,10 @@ fn owns_storage(node: &NodeRef) -> bool {
 
 #[derive(Default)]
 struct Walk {
-    entries: Vec<Entry>,
+    entries: SmallVec<[Entry; FEW]>,
+    /// By identity, once there are more than [`FEW`].
     positions: FxHashMap<usize, u32>,
-    key: Vec<u64>,
+    key: Key,
 }
 
 /// A node whose inputs are being visited.
@@ -135,10 +143,11 @@ impl Frame {
 
 impl Walk {
     fn visit(&mut self, root: &NodeRef) -> u32 {
-        if let Some(&at) = self.positions.get(&root.id()) {
+        if let Some(at) = self.position(root) {
             return at;
         }
-        let mut stack = vec![Frame::open(root.clone())];
+        let mut stack: SmallVec<[Frame; 4]> = SmallVec::new();
+        stack.push(Frame::open(root.clone()));
         loop {
             let Some(frame) = stack.last_mut() else { return self.entries.len() as u32 - 1 };
             match self.next_input(frame) {
@@ -157,8 +166,8 @@ impl Walk {
         }
         let state = frame.node.state();
         while let Some(input) = state.inputs.get(frame.inputs.len()) {
-            match self.positions.get(&input.id()) {
-                Some(&at) => frame.inputs.push(at),
+            match self.position(input) {
+                Some(at) => frame.inputs.push(at),
                 None => return Some(input.clone()),
             }
         }
@@ -169,8 +178,22 @@ impl Walk {
         let Frame { node, realized, inputs } = frame;
         let track = node.track();
         self.push_key(&node, realized, track, &inputs);
-        self.positions.insert(node.id(), self.entries.len() as u32);
+        let at = self.entries.len();
+        if at == FEW {
+            self.positions.extend(self.entries.iter().enumerate().map(|(at, entry)| (entry.node.id(), at as u32)));
+        }
+        if at >= FEW {
+            self.positions.insert(node.id(), at as u32);
+        }
         self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false, track });
+    }
+
+    /// Where a node is, if it is in already.
+    fn position(&self, node: &NodeRef) -> Option<u32> {
+        if self.entries.len() > FEW {
+            return self.positions.get(&node.id()).copied();
+        }
+        self.entries.iter().position(|entry| Arc::ptr_eq(&entry.node, node)).map(|at| at as u32)
     }
 
     fn push_key(&mut self, node: &NodeRef, realized: bool, track: Track, inputs: &[u32]) {

@@ -323,7 +323,7 @@ impl Driver for Cuda {
             product: None,
         };
         // NVRTC takes long for a kernel; what it makes of ours has been tested, and TL_SELFCHECK=1 checks it all the same.
-        Limits { machine, batch: None, cpu_threshold: 0, keeps_binaries: true, self_check: false }
+        Limits { machine, batch: None, in_order: true, cpu_threshold: 0, keeps_binaries: true, self_check: false }
     }
 
     fn memory(&self) -> Option<usize> {

@@ -32,6 +32,8 @@ pub(crate) struct Limits {
     pub machine: Machine,
     /// Where nothing starts before it is committed: what the runtime commits without being asked.
     pub batch: Option<Batch>,
+    /// Whether dispatches run one after another anyway, so that nothing has to be found out to keep them in order.
+    pub in_order: bool,
     /// Operations and bytes up to which a graph that somebody waits for is computed by the host: see
     /// `Device::set_cpu_threshold`. For [`Transfer::Unified`] only.
     pub cpu_threshold: usize,

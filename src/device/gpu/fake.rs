@@ -115,7 +115,7 @@ impl Driver for Fake {
             bytes_per_microsecond: 1e6,
             operations_per_microsecond: 1e6,
         });
-        Limits { machine, batch, cpu_threshold: 0, keeps_binaries: true, self_check: false }
+        Limits { machine, batch, in_order: false, cpu_threshold: 0, keeps_binaries: true, self_check: false }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

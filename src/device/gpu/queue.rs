@@ -205,6 +205,10 @@ impl Queue {
 
     /// Keeps what comes next behind what it depends on.
     fn order<'a>(&self, state: &mut State, buffers: impl Iterator<Item = &'a Bound> + Clone) {
+        state.dirty = true;
+        if self.limits.in_order {
+            return;
+        }
         let hazard = |b: &Bound| state.written.contains(&b.address) || (b.writes && state.read.contains(&b.address));
         if buffers.clone().any(hazard) {
             self.driver.barrier();
@@ -221,7 +225,6 @@ impl Queue {
                 *(if buffer.writes { &mut used.written } else { &mut used.read }) = next;
             }
         }
-        state.dirty = true;
     }
 
     /// Counts a dispatch, and sends off what there is when that is due.

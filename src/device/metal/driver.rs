@@ -245,7 +245,7 @@ impl Driver for Metal {
         let batch = Batch { dispatches: 256, bytes_per_microsecond: 5e4, operations_per_microsecond: 1e6 };
         let cpu_threshold = CPU_THRESHOLD;
         // The system keeps compiled kernels itself.
-        Limits { machine, batch: Some(batch), cpu_threshold, keeps_binaries: false, self_check: true }
+        Limits { machine, batch: Some(batch), in_order: false, cpu_threshold, keeps_binaries: false, self_check: true }
     }
 
     /// What the device can use without swapping.

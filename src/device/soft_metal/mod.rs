@@ -174,7 +174,14 @@ impl Driver for SoftMetal {
     }
 
     fn limits(&self) -> Limits {
-        Limits { machine: MACHINE, batch: Some(BATCH), cpu_threshold: 0, keeps_binaries: true, self_check: true }
+        Limits {
+            machine: MACHINE,
+            batch: Some(BATCH),
+            in_order: false,
+            cpu_threshold: 0,
+            keeps_binaries: true,
+            self_check: true,
+        }
     }
 
     fn alloc(&self, bytes: usize) -> Option<Address> {

@@ -7,7 +7,7 @@ use crate::device::gpu::program::Bindings;
 use crate::device::gpu::queue::{Bound, Prepared, WorkList};
 use crate::device::gpu::runtime::bound;
 use crate::device::gpu::{self, Gpu, queue};
-use crate::device::{Device, Kind, Storage};
+use crate::device::{Device, Kind, Storage, logs};
 use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
@@ -152,7 +152,7 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
             compiled.prepare(place, &snapshot)?;
             continue;
         }
-        if let Place::Shared(gpu) = place
+        if let Place::Cpu(Some(gpu)) = place
             && let Some(obstacle) = obstacle(gpu, &compiled.plan, &snapshot)?
         {
             drop((engine, snapshot));
@@ -173,10 +173,9 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
 /// Where a plan runs.
 #[derive(Clone, Copy)]
 enum Place<'a> {
-    Cpu,
+    /// On the CPU; in memory that it shares with a GPU, if there is one: see [`Device::set_cpu_threshold`].
+    Cpu(Option<&'a Gpu>),
     Gpu(&'a Gpu),
-    /// On the CPU, in memory that it shares with a GPU: see [`Device::set_cpu_threshold`].
-    Shared(&'a Gpu),
 }
 
 impl Compiled {
@@ -194,18 +193,18 @@ impl Compiled {
 
     fn place<'a>(&self, device: &'a Device, purpose: Purpose) -> Place<'a> {
         match &device.0 {
-            Kind::Cpu(_) => Place::Cpu,
+            Kind::Cpu(_) => Place::Cpu(None),
             Kind::Gpu(gpu) => {
                 let threshold = device.cpu_threshold();
                 let small = purpose == Purpose::Reading && threshold > 0 && self.plan.report.cost() <= threshold;
-                if small { Place::Shared(gpu) } else { Place::Gpu(gpu) }
+                if small { Place::Cpu(Some(gpu)) } else { Place::Gpu(gpu) }
             }
         }
     }
 
     fn is_prepared(&self, place: Place) -> bool {
         match place {
-            Place::Cpu | Place::Shared(_) => self.cpu.get().is_some(),
+            Place::Cpu(_) => self.cpu.get().is_some(),
             Place::Gpu(_) => self.gpu.get().is_some(),
         }
     }
@@ -219,7 +218,7 @@ impl Compiled {
                 let programs = gpu::Program::compile(gpu, &self.plan.steps, &dtype)?;
                 let _ = self.gpu.set(programs);
             }
-            Place::Cpu | Place::Shared(_) => {
+            Place::Cpu(_) => {
                 let program =
                     |part: &schedule::Part| cpu::Program::compile(&part.kernel, &part.in_place, &dtype, cpu::isa());
                 let steps = self.plan.steps.iter().map(|step| step.iter().map(program).collect());
@@ -276,13 +275,12 @@ fn plan(snapshot: &Snapshot, options: &Options) -> Result<Plan> {
 }
 
 fn log_plan(plan: &Plan, place: Place) {
-    static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("plan")));
-    if *LOG {
+    if logs("plan") {
         let cost = plan.report.cost();
         match place {
-            Place::Cpu => eprint!("tensorlogic plan: {}", plan.report),
+            Place::Cpu(None) => eprint!("tensorlogic plan: {}", plan.report),
             Place::Gpu(gpu) => eprint!("tensorlogic plan on {}, cost {cost}: {}", gpu.name, plan.report),
-            Place::Shared(gpu) => {
+            Place::Cpu(Some(gpu)) => {
                 eprint!("tensorlogic plan of {} on the CPU, cost {cost} (TL_CPU_THRESHOLD): {}", gpu.name, plan.report)
             }
         }
@@ -317,13 +315,9 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) 
         Memory(snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect());
     let unprepared = || Error::internal("engine::run", "a plan that is not prepared");
     match place {
-        Place::Cpu => {
+        Place::Cpu(shared) => {
             let programs = compiled.cpu.get().ok_or_else(unprepared)?;
-            run_on_cpu(plan, programs, snapshot, &slots, &mut memory, None)?;
-        }
-        Place::Shared(gpu) => {
-            let programs = compiled.cpu.get().ok_or_else(unprepared)?;
-            run_on_cpu(plan, programs, snapshot, &slots, &mut memory, Some(gpu))?;
+            run_on_cpu(plan, programs, snapshot, &slots, &mut memory, shared)?;
         }
         Place::Gpu(gpu) => {
             let launches = compiled.gpu.get().ok_or_else(unprepared)?;
@@ -448,9 +442,9 @@ fn run_on_gpu(
 fn allocate(device: &Device, sizes: &[usize], place: Place) -> Result<SmallVec<[Arc<Storage>; 4]>> {
     let pool = device.buffer_pool();
     let storage = |bytes| match place {
-        Place::Cpu | Place::Gpu(_) => Storage::new(pool, bytes),
         // What the host writes must not be in use.
-        Place::Shared(_) => Storage::idle(pool, bytes),
+        Place::Cpu(Some(_)) => Storage::idle(pool, bytes),
+        Place::Cpu(None) | Place::Gpu(_) => Storage::new(pool, bytes),
     };
     sizes.iter().map(|&bytes| Ok(Arc::new(storage(bytes)?))).collect()
 }

@@ -355,6 +355,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether the environment's `TL_LOG` asks for this: `plan`, `source`.
+pub(crate) fn logs(what: &str) -> bool {
+    static LOG: LazyLock<String> = LazyLock::new(|| std::env::var("TL_LOG").unwrap_or_default());
+    LOG.contains(what)
+}
+
 /// Elements as the bytes that memory holds.
 pub(crate) fn bytes_of<T: Element>(values: &[T]) -> &[u8] {
     // SAFETY: `Element`s are plain data without padding.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 use tensorlogic::{DType, Device, Result, Tensor, testing};
+use tensorlogic_bench::measure::samples;
 
 /// A measurement in words.
 type Measure = dyn Fn(&Device) -> Result<String>;
@@ -107,16 +108,10 @@ fn computed(device: &Device, make: impl FnOnce() -> Result<Tensor>) -> Result<Du
     tensor.map(|_| time)
 }
 
-/// The median of 3 to 200 runs, as many as `limit` has room for, after one that does not count.
+/// The median of runs, as many as `limit` has room for, up to 200.
 fn median(limit: Duration, mut run: impl FnMut() -> Result<Duration>) -> Result<Duration> {
-    run()?;
-    let start = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 3 || (times.len() < 200 && start.elapsed() < limit) {
-        times.push(run()?);
-    }
-    times.sort();
-    Ok(times[times.len() / 2])
+    let spread = samples(limit.as_secs_f64(), 200, || Ok(run()?.as_secs_f64()))?;
+    Ok(Duration::from_secs_f64(spread.median / 1e6))
 }
 
 fn rate(bytes: usize, time: Duration) -> String {

@@ -3,7 +3,7 @@
 use super::disk::{Disk, hash, write_whole};
 use super::driver::{Driver, Function};
 use crate::device::cpu::threads;
-use crate::device::lock;
+use crate::device::{lock, logs};
 use crate::error::{Error, Result};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::path::{Path, PathBuf};
@@ -155,8 +155,7 @@ fn make_room<T>(map: &mut FxHashMap<u128, (T, u64)>, max: usize) {
 }
 
 fn log_source(source: &str, name: &str) {
-    static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("source")));
-    if *LOG {
+    if logs("source") {
         eprintln!("tensorlogic source of {name}:\n{source}");
     }
 }

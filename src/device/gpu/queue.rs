@@ -156,11 +156,17 @@ struct State {
     profile: Option<Vec<Profiled>>,
 }
 
-/// The last work that reads and writes an allocation.
+/// The last work that reads and writes an allocation; the ticket 0, which has passed, where nothing did.
 #[derive(Clone, Copy, Default)]
 struct Use {
     read: Ticket,
     written: Ticket,
+}
+
+impl Use {
+    fn last(self) -> Ticket {
+        self.read.max(self.written)
+    }
 }
 
 /// An allocation to be freed once a ticket has passed.
@@ -275,7 +281,7 @@ impl Queue {
         let mut state = self.state();
         let last = |b: Bound| {
             let used = state.uses.get(&b.address)?;
-            Some(if b.writes { used.written.max(used.read) } else { used.written })
+            Some(if b.writes { used.last() } else { used.written })
         };
         let ticket = buffers.filter_map(last).max().filter(|ticket| ticket.0 > 0);
         // Whoever waits has the device go on meanwhile.
@@ -308,8 +314,7 @@ impl Queue {
     /// Whether the host may write an allocation at once.
     pub fn is_idle(&self, address: Address) -> bool {
         let used = self.state().uses.get(&address).copied().unwrap_or_default();
-        let ticket = used.read.max(used.written);
-        ticket.0 == 0 || self.driver.is_done(ticket)
+        self.driver.is_done(used.last())
     }
 
     /// Takes an allocation back, and lets go of its owner, when nothing uses it any more.
@@ -320,7 +325,7 @@ impl Queue {
         }
         let mut state = self.state();
         let used = state.uses.remove(&address).unwrap_or_default();
-        let ticket = used.read.max(used.written);
+        let ticket = used.last();
         if owner.is_some() && ticket > state.ticket {
             // Others' memory is not to wait for more work; a device that fails says so to whoever waits.
             let _ = self.commit_in(&mut state);
@@ -333,7 +338,7 @@ impl Queue {
 
     /// Frees what nothing uses any more. Owners are to be let go of when the lock is released.
     fn collect(&self, state: &mut State) -> Vec<Owner> {
-        let is_free = |retired: &mut Retired| retired.ticket.0 == 0 || self.driver.is_done(retired.ticket);
+        let is_free = |retired: &mut Retired| self.driver.is_done(retired.ticket);
         let free = state.retired.extract_if(.., is_free).map(|retired| {
             self.driver.free(retired.address, retired.bytes);
             retired.owner
@@ -357,8 +362,7 @@ impl Queue {
         self.dispatched(&mut state, all.map(|b| b.bytes).sum(), operations)
     }
 
-    /// Asks for a dispatch, between two marks if times are taken.
-    /// `work` says whether there is one.
+    /// Asks for a dispatch, between two marks if times are taken. `work` says whether there is one.
     fn profiled(&self, state: &mut State, name: &str, work: impl FnOnce() -> DriverResult<bool>) -> Result<bool> {
         if state.profile.is_none() {
             return self.failed("dispatch", work());

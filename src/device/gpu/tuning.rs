@@ -5,12 +5,12 @@ use super::runtime::Gpu;
 use super::sample::{Memory, Sample};
 use super::selfcheck;
 use crate::codegen::{Choice, Layout};
-use crate::device::lock;
+use crate::device::{lock, logs};
 use crate::error::Result;
 use crate::schedule::Gemm;
 use rustc_hash::FxHashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 /// Sizes beyond which a product is measured as one of this size, which has tiles for every core.
@@ -91,8 +91,7 @@ fn measure(gpu: &Gpu, gemm: &Gemm, candidates: &[Choice], name: &str) -> Option<
         }
     }
     let (_, choice) = best?;
-    static LOG: LazyLock<bool> = LazyLock::new(|| std::env::var("TL_LOG").is_ok_and(|v| v.contains("plan")));
-    if *LOG {
+    if logs("plan") {
         eprintln!("tensorlogic {name}: {choice}{log}");
     }
     Some(choice)

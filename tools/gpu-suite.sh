@@ -106,9 +106,10 @@ tests() {
     [ "$status" = 0 ] || tail -n 3 "$log" | cut -c 1-300
 }
 
-# fuzz COUNT LOG: random programs and gradients, a share a process.
+# fuzz COUNT LOG: random programs and gradients, a share a process; no share so small that it says nothing.
 fuzz() {
     local share=$((($1 + cores - 1) / cores)) from status=0 pids=() pid
+    [ "$share" -ge 25 ] || share=25
     rm -f "$2".*
     for ((from = 0; from < $1; from += share)); do
         TL_FUZZ_SEEDS=$from..$((from + share)) "$folder/it" fuzz:: gradients::random:: > "$2.$from" 2>&1 &

@@ -27,10 +27,11 @@ const TYPES: [(DType, &str); 6] = [
 /// three or four of the exact value.
 const ULPS: f64 = 5.0;
 
-/// A row of the table for one dtype.
+/// A row of the table for one dtype; in its narrow form, that for results of f16 and bf16, or the precise one.
 struct Instance {
     op: Elementwise,
     dtype: DType,
+    narrow: bool,
     operands: Vec<Array>,
 }
 
@@ -73,14 +74,16 @@ fn metal_random_numbers_are_those_of_the_cpu() {
 
 fn instances() -> Vec<Instance> {
     let rows = Elementwise::ALL.iter().flat_map(|&op| TYPES.map(|(dtype, _)| (op, dtype)));
-    rows.filter(|&(op, dtype)| takes(op, dtype)).map(|(op, dtype)| Instance::new(op, dtype)).collect()
+    let rows = rows.filter(|&(op, dtype)| takes(op, dtype)).map(|(op, dtype)| (op, dtype, false));
+    let narrow = Elementwise::ALL.iter().filter(|op| op.msl_narrow() != op.msl()).map(|&op| (op, DType::F32, true));
+    rows.chain(narrow).map(|(op, dtype, narrow)| Instance::new(op, dtype, narrow)).collect()
 }
 
 impl Instance {
-    fn new(op: Elementwise, dtype: DType) -> Instance {
+    fn new(op: Elementwise, dtype: DType, narrow: bool) -> Instance {
         let dtype_of = |i: usize| if op.sort() == Sort::Select && i == 0 { DType::Bool } else { dtype };
         let operand = |i: usize| Array::wild(dtype_of(i), &[COUNT], i as u64);
-        Instance { op, dtype, operands: (0..op.arity()).map(operand).collect() }
+        Instance { op, dtype, narrow, operands: (0..op.arity()).map(operand).collect() }
     }
 
     /// `uchar`, for example.
@@ -93,7 +96,8 @@ impl Instance {
         let parameter = |(array, name): (&Array, &&str)| format!("{} {name}", type_name(array.dtype));
         let parameters: Vec<String> = self.operands.iter().zip(self.op.operands()).map(parameter).collect();
         let (result, name, parameters) = (self.result(), self.name(), parameters.join(", "));
-        format!("static {result} {name}({parameters}) {{ return {}; }}\n", self.op.msl())
+        let body = if self.narrow { self.op.msl_narrow() } else { self.op.msl() };
+        format!("static {result} {name}({parameters}) {{ return {body}; }}\n")
     }
 
     /// The statements that read the operands' columns and write the result's.
@@ -108,7 +112,7 @@ impl Instance {
     }
 
     fn name(&self) -> String {
-        format!("{}_{}", self.op.name(), self.dtype)
+        format!("{}_{}{}", self.op.name(), self.dtype, if self.narrow { "_narrow" } else { "" })
     }
 
     /// Compares what the program wrote with what the library computes.
@@ -143,8 +147,11 @@ impl Instance {
             Elementwise::GeluErf => y.max(x),
             _ => y,
         };
+        // Half a unit of f16, whatever the exponent; below 2^-126 a quotient may be 0.
+        let narrow =
+            if self.narrow && y > 0.0 { y.log2().floor().exp2() * 2f64.powi(-11) + 2f64.powi(-119) } else { 0.0 };
         // A sigmoid may be subnormal, and is then multiplied by an x of up to 100.
-        ULPS * 2f64.powi(-23) * magnitude + 2f64.powi(-141)
+        ULPS * 2f64.powi(-23) * magnitude + 2f64.powi(-141) + narrow
     }
 }
 

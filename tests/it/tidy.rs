@@ -74,6 +74,34 @@ fn the_compiler_knows_no_device() {
     }
 }
 
+/// Nobody who works on it elsewhere can run the Metal driver: a part that got lost would not be missed.
+#[test]
+fn the_metal_driver_does_what_it_has_to() {
+    let files = files();
+    let text = |name: &str| &files.iter().find(|(file, _)| file == name).expect("the file").1;
+    let parts = [
+        ("device/metal/queue.rs", "MTLDispatchType::Concurrent"),
+        ("device/metal/queue.rs", "memoryBarrierWithScope(MTLBarrierScope::Buffers)"),
+        ("device/metal/queue.rs", "waitForFence"),
+        ("device/metal/queue.rs", "updateFence"),
+        ("device/metal/queue.rs", "addCompletedHandler"),
+        ("device/metal/queue.rs", "MTLCommandBufferStatus::Error"),
+        ("device/metal/queue.rs", "useResource_usage"),
+        ("device/metal/driver.rs", "MTLMathMode::Safe"),
+        ("device/metal/driver.rs", "MTLMathFloatingPointFunctions::Precise"),
+        ("device/metal/driver.rs", "HazardTrackingModeUntracked"),
+        ("device/metal/driver.rs", "newBufferWithBytesNoCopy"),
+        ("device/metal/driver.rs", "maxTotalThreadsPerThreadgroup"),
+        ("device/metal/driver.rs", "self_check: true"),
+    ];
+    for (file, part) in parts {
+        assert!(text(file).contains(part), "{file} has lost {part}");
+    }
+    // Calls that make objects are wrapped in autorelease pools.
+    let pools = text("device/metal/driver.rs").matches("autoreleasepool(|_|").count();
+    assert!(pools >= 11, "{pools} autorelease pools");
+}
+
 #[test]
 fn unsafe_stays_in_device() {
     for (file, text) in files().into_iter().filter(|(f, _)| !f.starts_with("device/")) {

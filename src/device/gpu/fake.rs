@@ -1,6 +1,8 @@
 //! A driver for tests of what lies above: runs a few kernels at once, and writes down what it is asked.
 
-use super::driver::{Address, Batch, Copies, Dispatch, Driver, DriverResult, Function, Limits, Mark, Ticket, Transfer};
+use super::driver::{
+    Address, Batch, Copies, Dispatch, Driver, DriverResult, Function, Limits, List, Mark, Ticket, Transfer, Work,
+};
 use super::runtime::Gpu;
 use crate::codegen::{Chip, Machine};
 use crate::device::{Device, DeviceInfo, Kind};
@@ -132,6 +134,22 @@ impl Driver for Fake {
 
     fn free(&self, address: Address, _: usize) {
         self.state().freed.push(address.0 >> OFFSET_BITS);
+    }
+
+    fn has_lists(&self) -> bool {
+        true
+    }
+
+    /// Notes how much there is, and whether it is the first time.
+    fn run_list(&self, list: &mut Option<List>, work: &[Work]) -> DriverResult<()> {
+        let what = if list.is_some() { "list" } else { "new list" };
+        list.get_or_insert(List(0));
+        self.state().note(&format!("{what} of {}", work.len()));
+        Ok(())
+    }
+
+    fn drop_list(&self, _: List) {
+        self.state().note("dropped");
     }
 
     fn transfer(&self) -> Transfer<'_> {

@@ -181,6 +181,24 @@ fn a_device_that_has_run_dry_starts_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_plan_that_runs_again_becomes_a_list() -> Result<()> {
+    let driver = Fake::new();
+    let device = driver.device();
+    let x = crate::Tensor::from_slice(&[1f32; 24], (4, 6), &device)?;
+    let w = crate::Tensor::from_slice(&[1f32; 36], (6, 6), &device)?;
+    let run = || -> Result<String> {
+        driver.log();
+        // Three launches: a product each.
+        x.matmul(&w)?.matmul(&w)?.matmul(&w)?.eval()?;
+        Ok(driver.log())
+    };
+    // Whether a barrier comes first depends on what was asked for before.
+    let logs: Vec<String> = (0..4).map(|_| Ok(run()?.trim_start_matches("| ").to_string())).collect::<Result<_>>()?;
+    assert_eq!(logs, ["matmul | matmul | matmul", "matmul | matmul | matmul", "new list of 3", "list of 3"]);
+    Ok(())
+}
+
+#[test]
 fn what_takes_long_is_sent_off_at_once() -> Result<()> {
     let (driver, gpu) = batches_of(100);
     let [a] = storages(&gpu);

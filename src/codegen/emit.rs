@@ -5,7 +5,7 @@ use super::{Binding, Machine, Piece};
 use crate::dtype::DType;
 use crate::graph::Random;
 use crate::ops::{Elementwise, Sort};
-use crate::schedule::{Kernel, Operand, Output, Reach, Strided, ValueOp};
+use crate::schedule::{Kernel, Level, Operand, Output, Reach, Strided, ValueOp};
 use rustc_hash::FxHashMap;
 use std::fmt::Write as _;
 
@@ -46,6 +46,8 @@ pub(super) struct Chunk {
     pub inner: Vec<String>,
     /// Index of the chunk among those that a thread keeps, as text.
     pub kept: String,
+    /// What has to hold for a store, as text, beside what `count` says.
+    pub guard: String,
 }
 
 /// Writes the text of one dispatch.
@@ -71,6 +73,8 @@ pub(super) struct Emitter<'k> {
     pub staged: Vec<(u32, String)>,
     /// Kept values, as names of arrays over a thread's chunks.
     pub kept: Vec<bool>,
+    /// Values of which nothing is left but what is rounded to f16 or bf16.
+    near: Vec<bool>,
 }
 
 impl<'k> Emitter<'k> {
@@ -90,6 +94,7 @@ impl<'k> Emitter<'k> {
             after_args: String::new(),
             staged: Vec::new(),
             kept: vec![false; kernel.values.len()],
+            near: near(kernel),
         }
     }
 
@@ -183,8 +188,8 @@ impl<'k> Emitter<'k> {
     }
 
     /// A functor's name; its definition goes above the kernel.
-    fn functor(&mut self, op: Elementwise, on: DType, result: DType) -> String {
-        let narrow = result.is_narrow() && op.msl_narrow() != op.msl();
+    fn functor(&mut self, op: Elementwise, on: DType, narrow: bool) -> String {
+        let narrow = narrow && op.msl_narrow() != op.msl();
         if !self.functors.contains(&(op, on, narrow)) {
             self.functors.push((op, on, narrow));
         }
@@ -234,7 +239,13 @@ impl<'k> Emitter<'k> {
                     Sort::Cmp | Sort::Test => dtype_of(operands[0]),
                     _ => value.dtype,
                 };
-                let name = self.functor(op, on.held(), value.dtype);
+                let near = self.near[v as usize];
+                if near && op == Elementwise::Div && self.kernel.values[operands[1] as usize].level != Level::Element {
+                    // One division a row.
+                    return format!("v{} * (1.0f / v{})", operands[0], operands[1]);
+                }
+                let narrow = value.dtype.is_narrow() || (near && op.is_near());
+                let name = self.functor(op, on.held(), narrow);
                 let operands: Vec<String> = operands[..op.arity()].iter().map(|v| format!("v{v}")).collect();
                 format!("{name}({})", operands.join(", "))
             }
@@ -416,7 +427,14 @@ impl<'k> Emitter<'k> {
         for output in outputs {
             let buffer = self.buffer(output.node, true);
             let name = format!("o{}", self.output_number(output));
+            let guarded = !chunk.guard.is_empty();
+            if guarded {
+                self.line(format!("if ({}) {{", chunk.guard));
+            }
             self.transfer("store", &name, &buffer, &output.reach, chunk, &name);
+            if guarded {
+                self.line("}");
+            }
         }
     }
 
@@ -517,6 +535,25 @@ fn conversion(x: &str, from: DType, to: DType) -> String {
     }
     let ty = value_type(to);
     if source == DType::F32 { format!("tl_to_{ty}({x})") } else { format!("{ty}({x})") }
+}
+
+/// Which f32 values of a kernel that folds end in results of f16 or bf16 alone. Functions that are off by a few of f32's
+/// last bits will do for these. Maps stay as they are: they have the same bits fused and unfused.
+fn near(kernel: &Kernel) -> Vec<bool> {
+    let count = kernel.values.len();
+    let folds = kernel.values.iter().any(|v| matches!(v.op, ValueOp::Reduce { .. }));
+    let mut near = vec![folds && kernel.gemm.is_none(); count];
+    for output in kernel.outputs.iter().filter(|output| !output.dtype.is_narrow()) {
+        near[output.value as usize] = false;
+    }
+    for v in (0..count).rev() {
+        let value = &kernel.values[v];
+        if !near[v] || !value.dtype.is_float() {
+            near[v] = false;
+            value.op.operands().for_each(|operand| near[operand as usize] = false);
+        }
+    }
+    near
 }
 
 /// Whether some position, or a number of elements, needs more than 31 bits.

@@ -87,7 +87,7 @@ fn tiles(mut e: Emitter, d: usize, loads: &[u32]) -> Piece {
     e.line(format!("const uint count = min({index}({vector}), {columns} - column);"));
     let inner = coordinates("row", "column");
     let values: Vec<u32> = (0..kernel.values.len() as u32).collect();
-    let chunk = Chunk { vector, count: "count".into(), inner, kept: String::new() };
+    let chunk = Chunk { vector, count: "count".into(), inner, ..Chunk::default() };
     e.chunk(&chunk, &values, &[], &[], &kernel.outputs);
     e.line("}");
     let groups = [kernel.inner[last].div_ceil(TILE), kernel.inner[d].div_ceil(TILE), extents.iter().product()];
@@ -124,7 +124,12 @@ fn packets(mut e: Emitter) -> Piece {
     }
     let first = &inner[last];
     let count = if vector > 1 {
-        e.line(format!("const uint count = min({index}({vector}), {row_end} - {first});"));
+        // Without a condition all loads are on their way at once.
+        if extents[last].is_multiple_of(vector) {
+            e.line(format!("const uint count = {vector};"));
+        } else {
+            e.line(format!("const uint count = min({index}({vector}), {row_end} - {first});"));
+        }
         "count".to_string()
     } else {
         String::new()
@@ -136,7 +141,7 @@ fn packets(mut e: Emitter) -> Piece {
     let (once, elements): (Vec<u32>, Vec<u32>) =
         values.partition(|&v| kernel.values[v as usize].level == Level::Uniform && vector > 1);
     once.iter().for_each(|&v| e.scalar(v, &inner, "true"));
-    let chunk = Chunk { vector, count, inner, kept: String::new() };
+    let chunk = Chunk { vector, count, inner, ..Chunk::default() };
     e.chunk(&chunk, &elements, &[], &[], &kernel.outputs);
     let groups = packets.div_ceil(THREADS) as u32;
     e.piece("map", [groups, 1, 1], THREADS as u32)

@@ -164,7 +164,9 @@ impl Form {
         let kept = phases.kept.iter().filter(|&&k| k).count();
         let each = (KEPT_ELEMENTS / vector).max(1);
         let fits = |threads: usize| {
-            let chunks = packets.div_ceil(threads).next_power_of_two();
+            // Whole rows need no conditions; others share texts by powers of two.
+            let whole = n.is_multiple_of(threads * vector);
+            let chunks = if whole { packets / threads } else { packets.div_ceil(threads).next_power_of_two() };
             let room = if threads < 1024 { KEPT_REGISTERS } else { KEPT_REGISTERS_1024 };
             (chunks <= each && kept * chunks * vector <= room).then_some(chunks)
         };
@@ -436,6 +438,16 @@ impl Rows<'_> {
         }
     }
 
+    /// Whether every packet that a thread takes is there in full.
+    fn has_whole_packets(&self) -> bool {
+        let Form { vector, chunks, layout, .. } = self.form;
+        let step = match layout {
+            Layout::Team { threads } if chunks > 0 => threads * vector * chunks,
+            _ => vector,
+        };
+        vector > 1 && self.kernel.row_len().is_multiple_of(step)
+    }
+
     /// The loop over a thread's chunks of its row, in phase `p`.
     fn walk(&self, e: &mut Emitter, p: usize, body: impl FnOnce(&mut Emitter, &Chunk)) {
         let (form, index) = (self.form, e.index);
@@ -463,7 +475,12 @@ impl Rows<'_> {
             e.line(format!("for ({index} j = {begin}{lane}; j < {name}; j += {step}) {{"));
         }
         let inside = if form.chunks > 0 { format!("live && j < {n}") } else { "live".into() };
-        if vector > 1 {
+        if self.has_whole_packets() {
+            // Threads without a row of their own load the last one.
+            e.line(format!("const uint count = {vector};"));
+            chunk.count = "count".into();
+            chunk.guard = "live".into();
+        } else if vector > 1 {
             e.line(format!("const uint count = {inside} ? min({index}({vector}), {n} - j) : 0;"));
             chunk.count = "count".into();
         } else {

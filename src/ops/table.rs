@@ -412,6 +412,11 @@ macro_rules! define_table { ($(
             }
         }
 
+        /// Whether the narrow text is off by no more than a few of f32's last bits.
+        pub const fn is_near(self) -> bool {
+            matches!(self, Elementwise::Exp | Elementwise::Exp2)
+        }
+
         /// Which dtypes it takes and gives.
         pub const fn sort(self) -> Sort {
             match self { $(Elementwise::$V => Sort::$sort),+ }

@@ -16,7 +16,7 @@ kernel void map_add_relu(device const half* b0 [[buffer(0)]],
     const int packet = int(group.x) * 256 + int(tid);
     const int x0 = packet * 8;
     if (x0 >= args.n) return;
-    const uint count = min(int(8), args.n - x0);
+    const uint count = 8;
     float p0[8];
     tl_load<8>(b0 + (args.v0_at + x0), count, p0);
     float p1[8];

@@ -22,7 +22,7 @@ kernel void map_add_gelu(device const float* b0 [[buffer(0)]],
     const int x1 = packet % args.x1_extent;
     const int x0 = packet / args.x1_extent;
     const int first = x1 * 4;
-    const uint count = min(int(4), args.n - first);
+    const uint count = 4;
     float p0[4];
     tl_load<4>(b0 + (args.v0_at + x0 * args.v0_i0 + first), count, p0);
     float p1[4];

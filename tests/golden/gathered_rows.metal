@@ -23,7 +23,7 @@ kernel void map_gather(device const long* b0 [[buffer(0)]],
     const int x1 = packet % args.x1_extent;
     const int x0 = packet / args.x1_extent;
     const int first = x1 * 8;
-    const uint count = min(int(8), args.n - first);
+    const uint count = 8;
     const long v0 = count > 0 ? long(b0[args.v0_at + x0]) : long(0);
     float o0[8];
     for (uint u = 0; u < 8; ++u) {

@@ -1,4 +1,3 @@
-inline float op_div(float a, float b) { return tl_div(a, b); }
 inline float op_sub(float a, float b) { return tl_sub(a, b); }
 inline float op_sqr(float x) { return tl_mul(x, x); }
 inline float op_add(float a, float b) { return tl_add(a, b); }
@@ -32,15 +31,15 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
     const bool live = team.live;
     const bool first = team.first;
     const int r0 = row;
-    float k0[32];
-    float k5[32];
+    float k0[24];
+    float k5[24];
     const float v3 = args.s3;
     const float v8 = args.s8;
     const float v10 = args.s10;
     float f2 = TlSum<float>::empty();
-    for (uint c = 0; c < 4; ++c) {
+    for (uint c = 0; c < 3; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         tl_load<8>(b0 + (args.v0_at + r0 * args.v0_o0 + x0), count, k0 + c * 8);
         for (uint u = 0; u < 8; ++u) {
@@ -51,11 +50,11 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
     }
     f2 = tl_fold_lanes<TlSum<float>>(f2, width);
     const float v2 = f2;
-    const float v4 = op_div(v2, v3);
+    const float v4 = v2 * (1.0f / v3);
     float f7 = TlSum<float>::empty();
-    for (uint c = 0; c < 4; ++c) {
+    for (uint c = 0; c < 3; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         for (uint u = 0; u < 8; ++u) {
             const float v0 = k0[c * 8 + u];
@@ -68,12 +67,12 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
     }
     f7 = tl_fold_lanes<TlSum<float>>(f7, width);
     const float v7 = f7;
-    const float v9 = op_div(v7, v8);
+    const float v9 = v7 * (1.0f / v8);
     const float v11 = op_add(v9, v10);
     const float v12 = op_rsqrt(v11);
-    for (uint c = 0; c < 4; ++c) {
+    for (uint c = 0; c < 3; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         float p14[8];
         tl_load<8>(b1 + (args.v14_at + x0), count, p14);
@@ -92,7 +91,9 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
             const float v20 = v19;
             o0[u] = v20;
         }
-        tl_store<8>(b3 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
+        if (live) {
+            tl_store<8>(b3 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
+        }
     }
 }
 // rows_sum_div_sub_sqr: [8, 1, 1] groups of 256 threads

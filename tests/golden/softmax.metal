@@ -1,6 +1,5 @@
 inline float op_sub(float a, float b) { return tl_sub(a, b); }
-inline float op_exp(float x) { return exp(x); }
-inline float op_div(float a, float b) { return tl_div(a, b); }
+inline float op_exp_narrow(float x) { return tl_fast_exp2(x * 1.44269504f); }
 struct Args {
     int rows;
     int n;
@@ -27,7 +26,7 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
     float f2 = TlMax<float>::empty();
     for (uint c = 0; c < 4; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         tl_load<8>(b0 + (args.v0_at + r0 * args.v0_o0 + x0), count, k0 + c * 8);
         for (uint u = 0; u < 8; ++u) {
@@ -41,13 +40,13 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
     float f5 = TlSum<float>::empty();
     for (uint c = 0; c < 4; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         for (uint u = 0; u < 8; ++u) {
             const float v0 = k0[c * 8 + u];
             const float v1 = v0;
             const float v3 = op_sub(v1, v2);
-            const float v4 = op_exp(v3);
+            const float v4 = op_exp_narrow(v3);
             k4[c * 8 + u] = v4;
             if (u < count) f5 = TlSum<float>::both(f5, v4);
         }
@@ -56,16 +55,18 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
     const float v5 = f5;
     for (uint c = 0; c < 4; ++c) {
         const int j = int(c) * 256 + int(lane) * 8;
-        const uint count = live && j < args.n ? min(int(8), args.n - j) : 0;
+        const uint count = 8;
         const int x0 = j;
         float o0[8];
         for (uint u = 0; u < 8; ++u) {
             const float v4 = k4[c * 8 + u];
-            const float v6 = op_div(v4, v5);
+            const float v6 = v4 * (1.0f / v5);
             const float v7 = v6;
             o0[u] = v7;
         }
-        tl_store<8>(b1 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
+        if (live) {
+            tl_store<8>(b1 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
+        }
     }
 }
 // rows_max_sub_exp_sum: [512, 1, 1] groups of 256 threads

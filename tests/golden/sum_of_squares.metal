@@ -24,7 +24,7 @@ kernel void rows_sub_sqr_sum(device const float* b0 [[buffer(0)]],
     float f4 = TlSum<float>::empty();
     const int end1 = min(args.n, (int(segment) + 1) * args.segment_len);
     for (int j = int(segment) * args.segment_len + int(lane) * 4; j < end1; j += 1024) {
-        const uint count = live ? min(int(4), args.n - j) : 0;
+        const uint count = 4;
         const int x0 = j;
         float p0[4];
         tl_load<4>(b0 + (args.v0_at + x0), count, p0);

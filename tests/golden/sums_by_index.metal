@@ -51,7 +51,7 @@ kernel void map_add(device const float* b0 [[buffer(0)]],
     const int packet = int(group.x) * 256 + int(tid);
     const int x0 = packet * 4;
     if (x0 >= args.n) return;
-    const uint count = min(int(4), args.n - x0);
+    const uint count = 4;
     float p0[4];
     tl_load<4>(b0 + (args.v0_at + x0), count, p0);
     float p1[4];

@@ -39,13 +39,19 @@ fn all_names_compile() {
 }
 
 /// Those in the folder that the environment's `TL_SOURCES` names, where the golden tests of code generation put them.
+/// Their binaries stand beside them then, for nvdisasm.
 #[test]
 fn generated_kernels_compile() {
     let (Some(compiler), Some(folder)) = (compiler(), std::env::var_os("TL_SOURCES")) else { return };
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "metal") {
+            continue;
+        }
         let source = std::fs::read_to_string(&path).unwrap();
-        compiler.compile_for(&source, "sm_90a").unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let compiled = compiler.compile_for(&source, "sm_90a");
+        let cubin = compiled.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        std::fs::write(path.with_extension("cubin"), cubin).unwrap();
     }
 }
 

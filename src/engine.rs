@@ -73,6 +73,7 @@ static ENGINE: LazyLock<Mutex<Engine>> = LazyLock::new(Mutex::default);
 thread_local! {
     static FUSE: Cell<bool> = const { Cell::new(true) };
     static KERNELS: Cell<u64> = const { Cell::new(0) };
+    static GATHERED: RefCell<Option<Vec<NodeRef>>> = const { RefCell::new(None) };
 }
 
 fn engine() -> MutexGuard<'static, Engine> {
@@ -102,6 +103,33 @@ pub(crate) fn kernels_of_thread() -> u64 {
     KERNELS.get()
 }
 
+/// Runs `work`, which asks for evaluations; those come together as the roots that it gives beside its result. Inside
+/// another such call there are none: they are the other's.
+pub(crate) fn gather<T>(work: impl FnOnce() -> T) -> (T, Vec<NodeRef>) {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            GATHERED.set(None);
+        }
+    }
+    if GATHERED.with_borrow(Option::is_some) {
+        return (work(), Vec::new());
+    }
+    let _restore = Restore;
+    GATHERED.set(Some(Vec::new()));
+    let result = work();
+    (result, GATHERED.take().unwrap_or_default())
+}
+
+/// Asks for the elements of `roots`: they are computed now, or with all that [`gather`] gathers.
+///
+/// # Errors
+/// As [`evaluate`].
+pub(crate) fn request(roots: &[NodeRef]) -> Result<()> {
+    let gathered = |list: &mut Option<Vec<NodeRef>>| list.as_mut().map(|list| list.extend_from_slice(roots)).is_some();
+    if GATHERED.with_borrow_mut(gathered) { Ok(()) } else { evaluate(roots, Purpose::Later) }
+}
+
 /// Computes the elements of `roots`, in one plan a device. On the CPU they are there when it returns; on
 /// a GPU they will be, for whatever is asked of it later.
 ///
@@ -109,17 +137,30 @@ pub(crate) fn kernels_of_thread() -> u64 {
 /// An index out of range, memory that cannot be had. The roots then stay pending: nothing that they
 /// need is lost. On a GPU an index out of range shows when elements are read.
 pub(crate) fn evaluate(roots: &[NodeRef], purpose: Purpose) -> Result<()> {
+    evaluate_in(roots, purpose, None)
+}
+
+/// As [`evaluate`], in memory that stays for the next time.
+///
+/// # Errors
+/// As there.
+pub(crate) fn evaluate_in(roots: &[NodeRef], purpose: Purpose, mut workspace: Option<&mut Workspace>) -> Result<()> {
     let mut devices: SmallVec<[&Device; 2]> = SmallVec::new();
     for root in roots.iter().filter(|root| root.depth() > 0) {
         if !devices.contains(&&root.device) {
             devices.push(&root.device);
         }
     }
-    devices.into_iter().try_for_each(|device| evaluate_on(device, roots, purpose))
+    devices.into_iter().try_for_each(|device| evaluate_on(device, roots, purpose, workspace.as_deref_mut()))
 }
 
 /// The roots on one device.
-fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<()> {
+fn evaluate_on(
+    device: &Device,
+    roots: &[NodeRef],
+    purpose: Purpose,
+    mut workspace: Option<&mut Workspace>,
+) -> Result<()> {
     let options = Options { fuse: FUSE.get() };
     loop {
         // One evaluation at a time: plans may overwrite buffers that no other graph can see.
@@ -166,7 +207,43 @@ fn evaluate_on(device: &Device, roots: &[NodeRef], purpose: Purpose) -> Result<(
         engine.counters.evaluations += 1;
         engine.counters.kernels += launches;
         KERNELS.set(KERNELS.get() + launches);
-        return run(&compiled, &snapshot, device, place);
+        let room = workspace.take().map(|workspace| workspace.room(&compiled));
+        return run(&compiled, &snapshot, device, place, room);
+    }
+}
+
+/// Memory for what plans compute on the way, and what a GPU has prepared for them: the same every time.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    /// The one that was used last comes last.
+    rooms: Vec<Room>,
+}
+
+/// What a [`Workspace`] has for one plan.
+struct Room {
+    compiled: Arc<Compiled>,
+    /// Of each of the plan's slots that holds nothing beyond a run, once there was one.
+    slots: Vec<Option<Arc<Storage>>>,
+    prepared: OnceLock<Prepared>,
+}
+
+impl Workspace {
+    /// Plans that take turns, at most.
+    const ROOMS: usize = 4;
+
+    fn room(&mut self, compiled: &Arc<Compiled>) -> &mut Room {
+        let found = self.rooms.iter().position(|room| Arc::ptr_eq(&room.compiled, compiled));
+        let room = match found {
+            Some(at) => self.rooms.remove(at),
+            None => {
+                if self.rooms.len() == Workspace::ROOMS {
+                    self.rooms.remove(0);
+                }
+                let slots = vec![None; compiled.plan.slots.len()];
+                Room { compiled: compiled.clone(), slots, prepared: OnceLock::new() }
+            }
+        };
+        self.rooms.push_mut(room)
     }
 }
 
@@ -306,11 +383,17 @@ impl Engine {
     }
 }
 
-fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) -> Result<()> {
+fn run(
+    compiled: &Compiled,
+    snapshot: &Snapshot,
+    device: &Device,
+    place: Place,
+    mut room: Option<&mut Room>,
+) -> Result<()> {
     let plan = &compiled.plan;
     // All memory first: from here on nothing can fail but an index, and plans with indices overwrite
     // no leaf.
-    let slots = allocate(device, &plan.slots, place)?;
+    let slots = allocate(device, plan, place, room.as_deref_mut())?;
     let mut memory: Memory =
         Memory(snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect());
     let unprepared = || Error::internal("engine::run", "a plan that is not prepared");
@@ -322,7 +405,8 @@ fn run(compiled: &Compiled, snapshot: &Snapshot, device: &Device, place: Place) 
         Place::Gpu(gpu) => {
             let launches = compiled.gpu.get().ok_or_else(unprepared)?;
             let watch = gpu.watch(compiled.can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
-            let run = run_on_gpu(gpu, compiled, launches, snapshot, &slots, &mut memory, watch.as_ref());
+            let prepared = room.map(|room| &room.prepared);
+            let run = run_on_gpu(gpu, compiled, launches, snapshot, &slots, &mut memory, watch.as_ref(), prepared);
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
             let suspects = if verdict.is_some() { suspects(plan, snapshot, &memory) } else { FxHashSet::default() };
@@ -416,12 +500,13 @@ fn run_on_gpu(
     slots: &[Arc<Storage>],
     memory: &mut Memory,
     watch: Option<&Watch>,
+    prepared: Option<&OnceLock<Prepared>>,
 ) -> Result<()> {
     let params = snapshot.params();
     let site = |node: u32, limit: usize| fault_site(snapshot, node, limit);
     let plan = &compiled.plan;
     // What runs again and again is worth preparing.
-    let again = compiled.gpu_runs.fetch_add(1, Ordering::Relaxed) >= LIST_RUNS;
+    let again = compiled.gpu_runs.fetch_add(1, Ordering::Relaxed) >= LIST_RUNS || prepared.is_some();
     let gathers = again && launches.len() >= LIST_LAUNCHES && gpu.queue().has_lists();
     let list = RefCell::new(WorkList::default());
     let reserved = launches.iter().map(|launch| launch.reserve(gpu)).collect::<Result<SmallVec<[_; 4]>>>()?;
@@ -433,20 +518,40 @@ fn run_on_gpu(
         launch.run(gpu, &Bindings { storage: &storage, params: &params, site: &site, watch, list })?;
     }
     if gathers {
-        let prepared = compiled.prepared.get_or_init(|| gpu.prepared());
+        let prepared = prepared.unwrap_or(&compiled.prepared).get_or_init(|| gpu.prepared());
         gpu.queue().submit_list(prepared, &list.into_inner())?;
     }
     Ok(())
 }
 
-fn allocate(device: &Device, sizes: &[usize], place: Place) -> Result<SmallVec<[Arc<Storage>; 4]>> {
+/// The memory of a plan's slots; of those that hold nothing beyond the run, what the room has.
+fn allocate(
+    device: &Device,
+    plan: &Plan,
+    place: Place,
+    room: Option<&mut Room>,
+) -> Result<SmallVec<[Arc<Storage>; 4]>> {
     let pool = device.buffer_pool();
     let storage = |bytes| match place {
         // What the host writes must not be in use.
         Place::Cpu(Some(_)) => Storage::idle(pool, bytes),
         Place::Cpu(None) | Place::Gpu(_) => Storage::new(pool, bytes),
     };
-    sizes.iter().map(|&bytes| Ok(Arc::new(storage(bytes)?))).collect()
+    let Some(room) = room else { return plan.slots.iter().map(|&bytes| Ok(Arc::new(storage(bytes)?))).collect() };
+    let lasting = |node: u32| plan.kept.contains(&node) || plan.shared.iter().any(|&(_, base)| base == node);
+    if room.slots.iter().all(Option::is_none) {
+        let mut lasts = vec![false; plan.slots.len()];
+        for &(node, source) in plan.steps.iter().flatten().flat_map(|part| &part.outputs) {
+            if let Source::Slot(slot) = source {
+                lasts[slot as usize] |= lasting(node);
+            }
+        }
+        for ((slot, &bytes), _) in room.slots.iter_mut().zip(&plan.slots).zip(lasts).filter(|(_, lasts)| !lasts) {
+            *slot = Some(Arc::new(storage(bytes)?));
+        }
+    }
+    let slots = room.slots.iter().zip(&plan.slots);
+    slots.map(|(slot, &bytes)| slot.clone().map_or_else(|| Ok(Arc::new(storage(bytes)?)), Ok)).collect()
 }
 
 /// Where a node's index that is not below a limit was asked for.

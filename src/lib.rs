@@ -24,6 +24,7 @@ extern crate self as tensorlogic;
 struct Readme;
 
 pub mod autograd;
+pub mod capture;
 mod codegen;
 pub mod data;
 pub mod device;
@@ -41,6 +42,7 @@ pub mod tensor;
 pub mod testing;
 
 pub use autograd::{Gradients, Var, grad, grad_with, no_grad};
+pub use capture::{Captured, capture};
 pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

@@ -143,8 +143,8 @@ fn metrics(run: &Results, case: &Measured) -> Vec<String> {
     let share = case.fraction.map_or("-".into(), |fraction| format!("{:.0}%", 100.0 * fraction));
     let mut cells: Vec<String> = [category, &case.operation, &case.size, &case.dtype].map(String::from).into();
     cells.extend([performance_of(case), share]);
-    let times = [Clock::Device, Clock::Amortised, Clock::Synchronised];
-    cells.extend(times.map(|clock| case.times.get(&clock).map_or("-".into(), |spread| number(spread.median))));
+    cells
+        .extend(Clock::OF_CALLS.map(|clock| case.times.get(&clock).map_or("-".into(), |spread| number(spread.median))));
     cells.push(status(run, case).into());
     cells
 }

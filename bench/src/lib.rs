@@ -1,9 +1,11 @@
 //! The benchmark of TensorLogic, behind `cargo bench --bench metal_performance` and `tl bench`.
 //!
-//! A case is timed by three clocks, over random inputs that take turns past the caches:
+//! A case is timed by four clocks, over random inputs that take turns past the caches:
 //!
 //! - *device*: on a GPU its own clock, around a batch of calls that it runs without waiting for the host; on the CPU
 //!   the evaluation of an op that is recorded already.
+//! - *captured*: a captured step of up to 50 calls on different inputs, again and again.
+//!   Calls that are alike and do not depend on one another become one launch there.
 //! - *amortised*: up to 200 calls on different inputs one after another, outputs kept, and one wait.
 //! - *synchronised*: a call and a wait, its output dropped.
 //!

@@ -1,4 +1,4 @@
-//! The three clocks.
+//! The clocks.
 
 use crate::cases::{Case, Mode, Work};
 use crate::results::{Clock, Measured, Spread};
@@ -6,7 +6,7 @@ use crate::training::Training;
 use std::hint::black_box;
 use std::time::Instant;
 use tensorlogic::testing::{device_time, kernels_of_thread, no_fusion};
-use tensorlogic::{DType, Device, Result, Tensor};
+use tensorlogic::{DType, Device, Result, Tensor, capture};
 
 /// How long a case may take.
 #[derive(Clone, Copy)]
@@ -24,6 +24,10 @@ const FEWEST: usize = 4;
 const MOST_SAMPLES: usize = 2000;
 /// Batches that are timed at most.
 const MOST_BATCHES: usize = 25;
+/// Calls of a captured step, bytes of their inputs, and runs of the step that follow one another.
+const CAPTURED_CALLS: usize = 50;
+const CAPTURED_BYTES: usize = 256 << 20;
+const CAPTURED_RUNS: usize = 8;
 
 impl Limits {
     /// About a second a case.
@@ -93,6 +97,9 @@ impl Busy {
 
 /// Records the call of this number; `None` where nothing is left to evaluate.
 type Record = Box<dyn FnMut(usize) -> Result<Option<Tensor>>>;
+
+/// Runs a captured step on the inputs of this number.
+type Step = Box<dyn FnMut(usize) -> Result<()>>;
 
 /// A case with its inputs.
 struct Ready<'a> {
@@ -200,9 +207,41 @@ impl Case {
             None if self.work.is_op() => Some(samples(limits.seconds, MOST_SAMPLES, || ready.evaluated())?),
             _ => None,
         };
+        let captured = self.captured(device)?.map(|(calls, mut run)| {
+            let runs = CAPTURED_RUNS.min((limits.seconds * 1e6 / (synchronised.median * calls as f64)) as usize).max(1);
+            samples(limits.seconds, MOST_BATCHES, || {
+                device.synchronize()?;
+                let start = Instant::now();
+                (0..runs).try_for_each(&mut run)?;
+                device.synchronize()?;
+                Ok(start.elapsed().as_secs_f64() / (runs * calls) as f64)
+            })
+        });
         measured.times = [(Clock::Amortised, amortised), (Clock::Synchronised, synchronised)].into();
         measured.times.extend(on_device.map(|spread| (Clock::Device, spread)));
+        measured.times.extend(captured.transpose()?.map(|spread| (Clock::Captured, spread)));
         Ok(measured)
+    }
+
+    /// A captured step, and how many calls it has; `None` where few of them have a place.
+    fn captured(&self, device: &Device) -> Result<Option<(usize, Step)>> {
+        match self.work {
+            Work::Op(call) => {
+                let calls = (CAPTURED_BYTES / self.input_bytes()).min(CAPTURED_CALLS);
+                if calls < FEWEST {
+                    return Ok(None);
+                }
+                let (inputs, width) = (self.inputs(calls, device)?.concat(), self.shapes.len());
+                let mut step = capture(move |x: &[Tensor]| x.chunks(width).map(call).collect::<Result<Vec<_>>>());
+                let run = move |_| step.run(&inputs.iter().collect::<Vec<_>>()).map(drop);
+                Ok(Some((calls, Box::new(run))))
+            }
+            Work::Training(batch) => {
+                let mut step = Training::new(batch, self.dtype, device)?.captured();
+                Ok(Some((1, Box::new(move |run| step(run).map(drop)))))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Makes the inputs, and says what a call moves and computes.

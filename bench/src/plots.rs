@@ -311,7 +311,7 @@ fn ceilings(results: &Results) -> Bars {
 
 /// The clocks of small and middling cases.
 fn calls(results: &Results) -> Bars {
-    let clocks = [Clock::Device, Clock::Amortised, Clock::Synchronised];
+    let clocks = Clock::OF_CALLS;
     let wanted = |case: &&Measured| match case.group.as_str() {
         "elementwise" => ["1K", "1M"].contains(&case.size.as_str()) && case.operation != "mul",
         "matmul" => ["64x64", "512x512", "1024x1024"].contains(&case.size.as_str()),
@@ -321,7 +321,7 @@ fn calls(results: &Results) -> Bars {
     let time = |case: &Measured| clocks.map(|clock| case.times.get(&clock).map(|spread| spread.median)).to_vec();
     Bars {
         kind: "calls",
-        title: title("A call by three clocks", results),
+        title: title("A call by four clocks", results),
         unit: "microseconds",
         series: clocks.map(Clock::name).into(),
         rows: results.cases.iter().filter(wanted).map(|case| (label(case), time(case))).collect(),

@@ -31,6 +31,8 @@ pub struct Results {
 pub enum Clock {
     /// The device's own, of a call among others; on the CPU that of the evaluation.
     Device,
+    /// The host's, of a call in a captured step, of many that are run again and again.
+    Captured,
     /// The host's, of a call among others.
     Amortised,
     /// The host's, of a call and a wait.
@@ -40,10 +42,14 @@ pub enum Clock {
 }
 
 impl Clock {
+    /// Those of an op and of a step, in the order of tables.
+    pub const OF_CALLS: [Clock; 4] = [Clock::Device, Clock::Captured, Clock::Amortised, Clock::Synchronised];
+
     /// As tables call it.
     pub fn name(self) -> &'static str {
         match self {
             Clock::Device => "device",
+            Clock::Captured => "captured",
             Clock::Amortised => "amortised",
             Clock::Synchronised => "synchronised",
             Clock::Host => "host",

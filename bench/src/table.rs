@@ -25,7 +25,8 @@ pub fn unit(ceiling: &str) -> &'static str {
 }
 
 fn header() -> String {
-    let columns = ["device us", "amort. us", "sync. us", "p10", "p90", "GFLOPS", "GB/s", "ceiling", "kernels"];
+    let columns =
+        ["device us", "capt. us", "amort. us", "sync. us", "p10", "p90", "GFLOPS", "GB/s", "ceiling", "kernels"];
     let columns: String = columns.iter().map(|name| format!("{name:>11}")).collect();
     format!("{:<27}{:<13}{:<5}{columns}", "case", "size", "dtype")
 }
@@ -37,10 +38,9 @@ fn line(case: &Measured) -> String {
     if let Some(error) = &case.error {
         return format!("{start} {error}");
     }
-    let times = [Clock::Device, Clock::Amortised, Clock::Synchronised];
-    let mut cells = times.map(|clock| case.times.get(&clock).map(|spread| spread.median)).to_vec();
+    let mut cells = Clock::OF_CALLS.map(|clock| case.times.get(&clock).map(|spread| spread.median)).to_vec();
     if let Some(host) = case.times.get(&Clock::Host) {
-        cells[1] = Some(host.median);
+        cells[2] = Some(host.median);
     }
     let last = case.times.values().last();
     cells.extend([last.map(|spread| spread.p10), last.map(|spread| spread.p90), case.gflops(), case.gb_s()]);

@@ -2,7 +2,7 @@
 
 use tensorlogic::nn::{Layer, Linear, Module};
 use tensorlogic::optim::{AdamW, MixedPrecision, Optimizer};
-use tensorlogic::{DType, Device, Result, Tensor};
+use tensorlogic::{DType, Device, Result, Tensor, capture};
 
 /// Batches that take turns.
 const BATCHES: usize = 8;
@@ -55,7 +55,21 @@ impl Training {
     /// # Errors
     /// A device that fails.
     pub fn step(&mut self, run: usize) -> Result<Tensor> {
-        let (x, labels) = &self.batches[run % BATCHES];
+        let (x, labels) = self.batches[run % BATCHES].clone();
+        self.step_on(&x, &labels)
+    }
+
+    /// The same as a captured step.
+    pub fn captured(mut self) -> impl FnMut(usize) -> Result<Tensor> {
+        let batches = self.batches.clone();
+        let mut step = capture(move |inputs: &[Tensor]| self.step_on(&inputs[0], &inputs[1]));
+        move |run| {
+            let (x, labels) = &batches[run % BATCHES];
+            step.run(&[x, labels])
+        }
+    }
+
+    fn step_on(&mut self, x: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let (loss, gradients) = self.precision.backward(|| self.network.forward(x)?.cross_entropy(labels))?;
         self.optimizer.step(gradients)?;
         Ok(loss)

@@ -100,7 +100,7 @@ impl Tensor {
     /// # Errors
     /// What can only fail with data at hand: an index out of range, memory that cannot be had.
     pub fn eval(&self) -> Result<()> {
-        engine::evaluate(std::slice::from_ref(&self.0), Purpose::Later)
+        engine::request(std::slice::from_ref(&self.0))
     }
 
     /// What evaluating this tensor would run: each kernel with its ops, bytes and operations, and why
@@ -125,7 +125,7 @@ impl Tensor {
         let deep = node.depth() >= MAX_DEPTH;
         let tensor = Tensor(Arc::new(node));
         if deep {
-            tensor.eval()?;
+            engine::evaluate(std::slice::from_ref(&tensor.0), Purpose::Later)?;
         }
         Ok(tensor)
     }
@@ -165,7 +165,7 @@ impl Tensor {
 /// As [`Tensor::eval`].
 pub fn eval(tensors: &[&Tensor]) -> Result<()> {
     let nodes: Vec<NodeRef> = tensors.iter().map(|t| t.0.clone()).collect();
-    engine::evaluate(&nodes, Purpose::Later)
+    engine::request(&nodes)
 }
 
 /// The account that [`Tensor::explain`] gives; print it.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate and the layer each belongs to; a file may name its own layer and lower ones.
-const LAYERS: [(&str, u32); 17] = [
+const LAYERS: [(&str, u32); 18] = [
     ("error", 0),
     ("dtype", 0),
     ("shape", 0),
@@ -16,6 +16,7 @@ const LAYERS: [(&str, u32); 17] = [
     ("engine", 5),
     ("tensor", 6),
     ("autograd", 7),
+    ("capture", 7),
     ("data", 7),
     ("io", 7),
     ("nn", 8),

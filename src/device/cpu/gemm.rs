@@ -7,8 +7,8 @@
 //! and the block packs its own B. A few rows (or columns) times a matrix are not worth packing at
 //! all; see [`thin`].
 //!
-//! How the work is cut follows from the sizes alone, and a block's sums are added in the order of
-//! k: results do not depend on the number of threads.
+//! How k is cut follows from the sizes alone, and a block's sums are added in the order of k: results do not depend
+//! on the number of threads, though the blocks do.
 
 mod kernels;
 mod pack;
@@ -75,12 +75,17 @@ pub type Sink<'a, T> = &'a (dyn Fn(usize, usize, usize, &mut [T]) + Sync);
 
 /// Rows of a block, at most: with 256 values of k, a quarter of a 512 KB cache.
 const BLOCK_ROWS: usize = 96;
-/// Bytes in a row of a block's sums, at most; with all rows, two fifths of such a cache.
-const BLOCK_ROW_BYTES: usize = 2048;
+/// Columns of a block, at most, and bytes in a row of its sums. Long rows serve what follows the product.
+const BLOCK_COLS: usize = 1024;
+const BLOCK_ROW_BYTES: usize = 4 * BLOCK_COLS;
+/// Bytes of a block's sums, at most; two fifths of a 512 KB cache.
+const BLOCK_BYTES: usize = 192 << 10;
+/// Columns of a block that packs its own B, at most: half of such a cache.
+const OWN_COLS: usize = 256;
 /// Multiply-adds that a block should have before a product is cut into more of them.
-const BLOCK_WORK: usize = 1 << 20;
-/// The number of blocks beyond which nothing is gained by cutting a product further.
-const BLOCKS: usize = 64;
+const BLOCK_WORK: usize = 1 << 19;
+/// Blocks for each thread beyond which nothing is gained by cutting a product further.
+const BLOCKS_A_THREAD: usize = 4;
 /// Bytes of packed B that are held at once.
 const WAVE_BYTES: usize = 16 << 20;
 /// Multiply-adds below which the other threads are not woken.
@@ -128,9 +133,7 @@ struct Run<'a, T> {
 /// How a product is cut into blocks.
 #[derive(Clone, Copy)]
 struct Grid {
-    /// Rows of a block, a multiple of the tile's.
-    rows: usize,
-    /// Columns of a block, a multiple of the tile's.
+    /// Columns of a block at most, a multiple of the tile's.
     cols: usize,
     /// Blocks above each other.
     down: usize,
@@ -214,24 +217,31 @@ impl<T: Accumulator> Run<'_, T> {
         // A panel of B stays in the L1 cache while the rows pass over it.
         let steps = if nr * size_of::<T>() <= 64 { 256 } else { 192 };
         let shareable = self.g.k.div_ceil(fold).saturating_mul(nr * size_of::<T>()) <= WAVE_BYTES;
-        let mut rows = (BLOCK_ROWS / mr).min(row_panels);
-        let mut cols = (BLOCK_ROW_BYTES / size_of::<T>() / nr).min(512 / nr).min(col_panels);
-        let wanted = (self.work / BLOCK_WORK).min(BLOCKS);
+        let mut cols = (BLOCK_ROW_BYTES / size_of::<T>()).min(BLOCK_COLS).div_ceil(nr).min(col_panels);
+        let mut rows = (BLOCK_BYTES / size_of::<T>() / (cols * nr)).min(BLOCK_ROWS).div_ceil(mr).min(row_panels);
+        if rows == row_panels {
+            cols = cols.min(OWN_COLS / nr);
+        }
+        let threads = threads::count();
+        let wanted = (self.work / BLOCK_WORK).min(BLOCKS_A_THREAD * threads);
         while self.batch.saturating_mul(row_panels.div_ceil(rows)).saturating_mul(col_panels.div_ceil(cols)) < wanted {
-            // Few rows read B too often, few columns pack A too often, which costs less.
-            if rows > 2 && rows * mr * 8 > cols * nr {
+            // Few rows read B too often, few columns pack A too often.
+            if rows > 4 && rows < row_panels {
                 rows = rows.div_ceil(2);
-            } else if cols > 2 {
+            } else if cols > 4 {
                 cols = cols.div_ceil(2);
+            } else if rows > 2 {
+                rows = rows.div_ceil(2);
             } else {
                 break;
             }
         }
-        let down = row_panels.div_ceil(rows);
-        // Blocks of nearly the same size.
-        rows = row_panels.div_ceil(down);
-        cols = col_panels.div_ceil(col_panels.div_ceil(cols));
-        Grid { rows: rows * mr, cols: cols * nr, down, steps, shared: down > 1 && shareable }
+        let mut down = row_panels.div_ceil(rows);
+        if down > 1 {
+            // The same for each thread.
+            down = down.next_multiple_of(threads).min(row_panels);
+        }
+        Grid { cols: cols * nr, down, steps, shared: down > 1 && shareable }
     }
 
     /// Packs the B of `wave`.
@@ -262,14 +272,16 @@ impl<T: Accumulator> Run<'_, T> {
     /// Computes the blocks of `wave`.
     fn blocks(&self, grid: &Grid, wave: &Wave, packed: Option<Panels<T>>) {
         let (Some(first), Some(last)) = (wave.groups.first(), wave.groups.last()) else { return };
+        let (mr, nr) = (self.kernel.mr, self.kernel.nr);
         let across = wave.cols.len().div_ceil(grid.cols);
         let count = (last.end - first.start) * across * grid.down;
-        let work_each = (grid.rows * grid.cols).saturating_mul(self.g.k);
-        self.for_chunks(count, work_each, &|i| {
+        let work_each = self.g.m.div_ceil(grid.down) * grid.cols;
+        self.for_chunks(count, work_each.saturating_mul(self.g.k), &|i| {
             let (batch, col, row) = (first.start + i / grid.down / across, i / grid.down % across, i % grid.down);
-            let rows = row * grid.rows..self.g.m.min((row + 1) * grid.rows);
-            let start = wave.cols.start + col * grid.cols;
-            let cols = start..wave.cols.end.min(start + grid.cols);
+            let rows = share(self.g.m, mr, row, grid.down);
+            let cols = share(wave.cols.len(), nr, col, across);
+            let start = wave.cols.start + cols.start;
+            let cols = start..wave.cols.start + cols.end;
             let group = wave.groups.partition_point(|group| group.end <= batch);
             let panels = |part| packed.map(|p| self.panel(grid, wave, p, group, part, start - wave.cols.start));
             self.block(grid, batch, rows, cols, &panels);
@@ -408,6 +420,12 @@ impl Mat {
         let elements = offset + row as isize * self.row_stride + col as isize * self.col_stride;
         self.ptr.wrapping_offset(elements * self.dtype.size() as isize)
     }
+}
+
+/// Part `i` of `parts` of `n` lanes in panels of `width`, all of nearly the same size.
+fn share(n: usize, width: usize, i: usize, parts: usize) -> Range<usize> {
+    let panels = n.div_ceil(width);
+    panels * i / parts * width..n.min(panels * (i + 1) / parts * width)
 }
 
 /// Runs of equal offsets, as ranges of indices.

@@ -189,7 +189,7 @@ mod tests {
         for jobs in [0, 1, 2, 3, 100] {
             for _ in 0..200 {
                 let runs: Vec<AtomicUsize> = (0..jobs).map(|_| AtomicUsize::new(0)).collect();
-                for_each(jobs, true, &|job| drop(runs[job].fetch_add(1, Ordering::Relaxed)));
+                for_each(jobs, true, &|job| _ = runs[job].fetch_add(1, Ordering::Relaxed));
                 assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
             }
         }
@@ -201,7 +201,7 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for_each(50, true, &|_| for_each(10, true, &|job| drop(sum.fetch_add(job, Ordering::Relaxed))))
+                    for_each(50, true, &|_| for_each(10, true, &|job| _ = sum.fetch_add(job, Ordering::Relaxed)))
                 });
             }
         });
@@ -227,7 +227,7 @@ mod tests {
             let caught = catch_unwind(|| for_each(50, true, &|job| assert!(job != at, "job {at}")));
             assert_eq!(caught.unwrap_err().downcast_ref::<String>(), Some(&format!("job {at}")));
             let sum = AtomicUsize::new(0);
-            for_each(10, true, &|job| drop(sum.fetch_add(job, Ordering::Relaxed)));
+            for_each(10, true, &|job| _ = sum.fetch_add(job, Ordering::Relaxed));
             assert_eq!(sum.into_inner(), 45);
         }
     }

@@ -29,7 +29,7 @@ use std::thread::LocalKey;
 use thin::Thin;
 
 pub use kernels::Accumulator;
-pub use simd::prefetch;
+pub use simd::{prefetch, prefetch_far};
 
 /// One operand: a matrix of `dtype` at `ptr`, strides in elements (0 and negative allowed).
 #[derive(Clone, Copy)]
@@ -68,7 +68,12 @@ pub struct Gemm<'a> {
     pub b_offsets: &'a [isize],
     /// What the machine can do.
     pub isa: Isa,
+    /// Told what the sink will soon be called for, a tile at a time.
+    pub ahead: Ahead<'a>,
 }
+
+/// Asks for memory that belongs to sums which are about to be finished: `(batch element, rows, columns)`.
+pub type Ahead<'a> = Option<&'a (dyn Fn(usize, Range<usize>, Range<usize>) + Sync)>;
 
 /// Receives finished sums: `(batch element, row, first column, sums)`.
 pub type Sink<'a, T> = &'a (dyn Fn(usize, usize, usize, &mut [T]) + Sync);
@@ -315,7 +320,12 @@ impl<T: Accumulator> Run<'_, T> {
                         pack_b(&self.b_view(batch, cols.clone(), ks.clone()), own_b);
                         own_b
                     });
-                    self.tiles(area, ks.len().div_ceil(fold), a, b, sums, part == 0);
+                    self.tiles(area, ks.len().div_ceil(fold), a, b, sums, part == 0, &|row, col| {
+                        if let Some(ahead) = self.g.ahead.filter(|_| ks.end == self.g.k) {
+                            let (row, col) = (rows.start + row, cols.start + col);
+                            ahead(batch, row..rows.end.min(row + mr), col..cols.end.min(col + nr));
+                        }
+                    });
                 }
             }
             for row in 0..rows.len() {
@@ -326,14 +336,26 @@ impl<T: Accumulator> Run<'_, T> {
         });
     }
 
-    /// Multiplies the panels at `a` with those at `b`: every A panel passes over a B panel in turn.
+    /// Multiplies the panels at `a` with those at `b`: every A panel passes over a B panel in turn. `before` is told
+    /// where each tile starts.
     ///
     /// # Safety
     ///
     /// `area.height` lanes of `steps` steps at `a`, `area.width` at `b`; the area's sums at `sums`.
-    unsafe fn tiles(&self, area: Area, steps: usize, a: *const T, b: *const T, sums: *mut T, overwrite: bool) {
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tiles(
+        &self,
+        area: Area,
+        steps: usize,
+        a: *const T,
+        b: *const T,
+        sums: *mut T,
+        overwrite: bool,
+        before: &impl Fn(usize, usize),
+    ) {
         for col in (0..area.width).step_by(self.kernel.nr) {
             for row in (0..area.height).step_by(self.kernel.mr) {
+                before(row, col);
                 // SAFETY: the panels that start at these lanes are whole, and so is the tile of sums.
                 unsafe {
                     let (a, b, sums) = (a.add(row * steps), b.add(col * steps), sums.add(row * area.stride + col));

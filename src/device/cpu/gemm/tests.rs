@@ -123,6 +123,7 @@ impl<S: Value> Case<S> {
             a_offsets: &self.a_offsets,
             b_offsets: &self.b_offsets,
             isa,
+            ahead: None,
         };
         let out = Mutex::new(vec![None; self.a_offsets.len() * m * n]);
         let sink = |batch: usize, row: usize, col: usize, sums: &mut [S::Sum]| {

@@ -95,8 +95,12 @@ const BLOCKS_A_THREAD: usize = 4;
 const WAVE_BYTES: usize = 16 << 20;
 /// Multiply-adds below which the other threads are not woken.
 const PARALLEL_WORK: usize = 1 << 18;
-/// Multiply-adds, or slots to pack, that are worth a job of their own.
+/// Multiply-adds that are worth a job of their own.
 const JOB_WORK: usize = 1 << 16;
+/// Multiply-adds that take as long as to pack a slot.
+const PACK_WORK: usize = 16;
+/// Panels of B that are packed together, row by row.
+const PACK_PANELS: usize = 4;
 
 /// Computes the products of `g`.
 ///
@@ -224,11 +228,13 @@ impl<T: Accumulator> Run<'_, T> {
         let shareable = self.g.k.div_ceil(fold).saturating_mul(nr * size_of::<T>()) <= WAVE_BYTES;
         let mut cols = (BLOCK_ROW_BYTES / size_of::<T>()).min(BLOCK_COLS).div_ceil(nr).min(col_panels);
         let mut rows = (BLOCK_BYTES / size_of::<T>() / (cols * nr)).min(BLOCK_ROWS).div_ceil(mr).min(row_panels);
+        let threads = threads::count();
+        let mut wanted = (self.work / BLOCK_WORK).min(BLOCKS_A_THREAD * threads);
         if rows == row_panels {
             cols = cols.min(OWN_COLS / nr);
+            // Each packs all of A.
+            wanted = wanted.min(2 * threads);
         }
-        let threads = threads::count();
-        let wanted = (self.work / BLOCK_WORK).min(BLOCKS_A_THREAD * threads);
         while self.batch.saturating_mul(row_panels.div_ceil(rows)).saturating_mul(col_panels.div_ceil(cols)) < wanted {
             // Few rows read B too often, few columns pack A too often.
             if rows > 4 && rows < row_panels {
@@ -252,12 +258,14 @@ impl<T: Accumulator> Run<'_, T> {
     /// Packs the B of `wave`.
     fn pack_wave(&self, grid: &Grid, wave: &Wave, packed: Panels<T>) {
         let (nr, fold, k) = (self.kernel.nr, self.kernel.fold, self.g.k);
-        let across = wave.cols.len().div_ceil(8 * nr);
+        let width = PACK_PANELS * nr;
+        let across = wave.cols.len().div_ceil(width);
         let parts = k.div_ceil(grid.steps * fold);
-        self.for_chunks(wave.groups.len() * parts * across, grid.steps * nr * 8, &|i| {
-            let (group, part, first) = (i / across / parts, i / across % parts, i % across * 8 * nr);
+        let slots = grid.steps.min(k.div_ceil(fold)) * width;
+        self.for_chunks(wave.groups.len() * parts * across, slots * PACK_WORK, &|i| {
+            let (group, part, first) = (i / across / parts, i / across % parts, i % across * width);
             let ks = part * grid.steps * fold..k.min((part + 1) * grid.steps * fold);
-            let cols = wave.cols.start + first..wave.cols.end.min(wave.cols.start + first + 8 * nr);
+            let cols = wave.cols.start + first..wave.cols.end.min(wave.cols.start + first + width);
             let out = self.panel(grid, wave, packed, group, part, first);
             // SAFETY: the columns and values of k are inside the matrix, and the panels at `out` are
             // those of the same columns and part, which no other job writes.

@@ -258,6 +258,7 @@ fn short_rows_computed_together_have_the_bits_of_rows_alone() -> Result<()> {
             let wide = Tensor::randn((rows, width + 40), dtype, &cpu)?;
             let (row, column) = (Tensor::randn(width, dtype, &cpu)?, Tensor::randn((rows, 1), dtype, &cpu)?);
             let straight = wide.narrow(1, 0, width)?.contiguous()?;
+            [&wide, &row, &column, &straight].into_iter().try_for_each(Tensor::eval)?;
             for (x, layout) in [(straight, "straight"), (wide.narrow(1, 8, width)?, "strided")] {
                 for (name, call) in CALLS {
                     let bits = |x: &Tensor| x.to_dtype(DType::F64)?.to_vec::<f64>();

@@ -238,3 +238,42 @@ fn operands_are_checked(device: &Device) {
     assert!(x.cross_entropy(&zeros(&[3], DType::I64)).is_err(), "targets of another length");
     assert!(x.mse_loss(&zeros(&[2, 3], DType::F16)).is_err() && whole.mse_loss(&whole).is_err());
 }
+
+#[test]
+fn short_rows_computed_together_have_the_bits_of_rows_alone() -> Result<()> {
+    type Call = fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
+    const CALLS: [(&str, Call); 8] = [
+        ("softmax", |x, _, _| x.softmax(1)),
+        ("layer norm", |x, row, _| x.layer_norm(row, Some(row), 1e-5)),
+        ("rms norm", |x, row, _| x.rms_norm(row, 1e-5)),
+        ("sum", |x, _, _| x.sum_keepdim(1)),
+        ("sum of what a row scales", |x, _, column| (x * column)?.sum_keepdim(1)),
+        ("what is one a row comes first", |x, row, column| (column - x)?.mul(row)? / x.exp()?.sum_keepdim(1)?),
+        ("sums of sums", |x, _, _| (x - x.sum_keepdim(1)?)?.sqr()?.sum_keepdim(1)? + 1.0),
+        ("choices", |x, row, column| x.gt(column)?.where_cond(x, row)? - x.max_keepdim(1)?),
+    ];
+    let cpu = Device::cpu();
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::F64] {
+        for (rows, width) in [(131, 256), (200, 100), (1030, 64), (129, 512)] {
+            let wide = Tensor::randn((rows, width + 40), dtype, &cpu)?;
+            let (row, column) = (Tensor::randn(width, dtype, &cpu)?, Tensor::randn((rows, 1), dtype, &cpu)?);
+            let straight = wide.narrow(1, 0, width)?.contiguous()?;
+            [&wide, &row, &column, &straight].into_iter().try_for_each(Tensor::eval)?;
+            for (x, layout) in [(straight, "straight"), (wide.narrow(1, 8, width)?, "strided")] {
+                for (name, call) in CALLS {
+                    let bits = |x: &Tensor| x.to_dtype(DType::F64)?.to_vec::<f64>();
+                    let together = bits(&call(&x, &row, &column)?)?;
+                    // So few that each is computed by itself.
+                    let mut alone = Vec::new();
+                    for first in (0..rows).step_by(100) {
+                        let n = 100.min(rows - first);
+                        alone.extend(bits(&call(&x.narrow(0, first, n)?, &row, &column.narrow(0, first, n)?)?)?);
+                    }
+                    let same = alone.iter().zip(&together).all(|(x, y)| x.to_bits() == y.to_bits());
+                    assert!(same && alone.len() == together.len(), "{name} {dtype} {rows}x{width} {layout}");
+                }
+            }
+        }
+    }
+    Ok(())
+}

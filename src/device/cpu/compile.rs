@@ -1,5 +1,6 @@
 //! From a kernel to a [`Program`]: modes, phases, places, steps.
 
+mod batch;
 mod direct;
 
 use super::isa::Isa;
@@ -105,6 +106,7 @@ impl<'k> Compiler<'k> {
         self.find_panels(block.is_some());
         self.find_direct(&outputs, in_place);
         let fixed_bytes = self.cursor;
+        let (brief, batch) = (self.is_brief(), self.rows_at_once(&outputs));
         let folds = self.folds();
         let finishes = self.finishes();
         let uniform = self.scalar_steps(&outputs, false)?;
@@ -121,10 +123,20 @@ impl<'k> Compiler<'k> {
             compiled.push(phase);
         }
         let kernel = self.kernel;
-        let brief = self.mode == Mode::Rows && kernel.row_len() <= TILE && folds.iter().all(|f| f.arg.is_none());
-        if brief && kernel.row_len() >= LONG_ROW {
-            let moves = |slot: &Slot| slot.other.position(1) != slot.other.position(0);
-            ask_ahead(&mut compiled, |slot, output| {
+        let apart = match batch {
+            1 => vec![0; kernel.values.len()],
+            _ => self.lay_out_rows(&mut compiled, &outputs),
+        };
+        let ahead = touched(&compiled, |output| {
+            let (slot, node) = (&outputs[output as usize].slot, kernel.outputs[output as usize].node);
+            slot.walk.is_contiguous() && !in_place.contains(&node)
+        });
+        if brief && kernel.row_len() * batch >= LONG_ROW {
+            let moves = |slot: &Slot| match batch {
+                1 => slot.other.position(1) != slot.other.position(0),
+                _ => slot.other.stride() == Some(kernel.row_len() as isize),
+            };
+            ask_ahead(&mut compiled, &ahead, |slot, output| {
                 moves(if output { &outputs[slot as usize].slot } else { &self.slots[slot as usize] })
             });
         }
@@ -138,10 +150,11 @@ impl<'k> Compiler<'k> {
             gemm: gemm.clone(),
             accumulator: kernel.values.iter().position(|v| matches!(v.op, ValueOp::Accumulator)).map(|v| v as u32),
             isa: self.isa,
+            ahead,
         });
         let kept_stride = match self.mode {
             Mode::Columns => kernel.row_len() * self.lanes * 8,
-            _ => kernel.row_len().next_multiple_of(8) * 8,
+            _ => (kernel.row_len() * batch).next_multiple_of(8) * 8,
         };
         Ok(Program {
             mode: self.mode,
@@ -149,7 +162,12 @@ impl<'k> Compiler<'k> {
             rows: kernel.rows(),
             row_len: kernel.row_len(),
             lanes: self.lanes,
-            spread: self.lanes.min(if self.mode == Mode::Columns { kernel.rows() } else { kernel.row_len() }).max(1),
+            batch,
+            apart,
+            spread: self
+                .lanes
+                .min(if self.mode == Mode::Columns { kernel.rows() } else { kernel.row_len() * batch })
+                .max(1),
             block,
             values: kernel.values.len(),
             buffers: self.buffers,
@@ -468,7 +486,11 @@ impl<'k> Compiler<'k> {
     fn repeats_for(&self, v: u32, reader: Level) -> bool {
         match self.mode {
             Mode::Columns => self.level(v) == Level::Uniform && reader != Level::Uniform,
-            _ => self.level(v) != Level::Element && reader == Level::Element,
+            _ => match reader {
+                Level::Element => self.level(v) != Level::Element,
+                Level::Row => self.level(v) == Level::Uniform,
+                _ => false,
+            },
         }
     }
 
@@ -674,19 +696,26 @@ impl Tiles {
 /// Elements of a row from which on the next one is asked for ahead.
 const LONG_ROW: usize = 256;
 
-/// Asks for the memory of the next row all along the steps of a row. Else memory idles while they compute, and the
-/// first one that reads a row waits for it. All at once would not help: that many requests keep others waiting.
-fn ask_ahead(phases: &mut [Phase], moves: impl Fn(u32, bool) -> bool) {
+/// Memory that elements are read from and written to where it lies: slots, and (`true`) outputs; of those that tiles
+/// are stored to the ones that are `fresh`, others being written where they were read.
+fn touched(phases: &[Phase], fresh: impl Fn(u32) -> bool) -> Vec<(u32, bool)> {
     let mut slots: Vec<(u32, bool)> = Vec::new();
     for step in phases.iter().flat_map(|phase| &phase.element) {
         match *step {
             Step::Point { slot, .. } if !slots.contains(&(slot, false)) => slots.push((slot, false)),
             Step::Aim { output, .. } => slots.push((output, true)),
+            Step::Store { output, .. } | Step::StoreAll { output, .. } if fresh(output) => slots.push((output, true)),
             _ => {}
         }
     }
-    slots.retain(|&(slot, output)| moves(slot, output));
-    let works = |step: &Step| matches!(step, Step::Call { .. } | Step::Fold { .. });
+    slots
+}
+
+/// Asks for the memory of the next row all along the steps of a row. Else memory idles while they compute, and the
+/// first one that reads a row waits for it. All at once would not help: that many requests keep others waiting.
+fn ask_ahead(phases: &mut [Phase], slots: &[(u32, bool)], moves: impl Fn(u32, bool) -> bool) {
+    let slots: Vec<(u32, bool)> = slots.iter().copied().filter(|&(slot, output)| moves(slot, output)).collect();
+    let works = |step: &Step| matches!(step, Step::Call { .. } | Step::Each { .. } | Step::Fold { .. });
     let parts = phases.iter().flat_map(|phase| &phase.element).filter(|step| works(step)).count() as u16;
     let mut part = 0;
     for phase in phases {

@@ -4,7 +4,7 @@
 //! folds are combined follow from the kernel alone; threads only decide who computes which.
 
 use super::faults::{Fault, Faults, read_index};
-use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm, prefetch};
+use super::gemm::{Accumulator, Gemm, Mat, Sink, gemm, prefetch, prefetch_far};
 use super::program::{
     BLOCK_LANES, BLOCK_ROWS, Fold, LANE_SEGMENT, Mode, PANEL_STRIDE, Phase, Product, Program, SEGMENT, Slot, Step, TILE,
 };
@@ -15,6 +15,7 @@ use crate::dtype::DType;
 use crate::graph::Scalar;
 use smallvec::SmallVec;
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Rough instructions below which a launch stays on the calling thread: waking another takes
@@ -53,12 +54,20 @@ thread_local! {
     static WORKER: Cell<Option<Box<Worker>>> = const { Cell::new(None) };
 }
 
-/// Where a tile lies: `n` lanes from `start`, at step `other` of the loops across.
+/// Where a tile lies: `n` lanes from `start`, at step `other` of the loops across and the `rows - 1` after it.
 #[derive(Clone, Copy)]
 struct Scope {
     other: usize,
     start: usize,
     n: usize,
+    rows: usize,
+}
+
+impl Scope {
+    /// Its rows by themselves, counted from 0.
+    fn each(self) -> impl Iterator<Item = (usize, Scope)> {
+        (0..self.rows).map(move |r| (r, Scope { other: self.other + r, rows: 1, ..self }))
+    }
 }
 
 impl<'p> Launch<'p> {
@@ -114,7 +123,7 @@ impl<'p> Launch<'p> {
         let mut worker = WORKER.take().unwrap_or_else(|| Box::new(Worker::new()));
         if worker.launch != self.id {
             worker.prepare(self.program, self.id);
-            self.steps(&self.program.uniform, &mut worker, Scope { other: 0, start: 0, n: 1 });
+            self.steps(&self.program.uniform, &mut worker, Scope { other: 0, start: 0, n: 1, rows: 1 });
         }
         let result = work(&mut worker);
         WORKER.set(Some(worker));
@@ -144,7 +153,7 @@ impl<'p> Launch<'p> {
                 worker.enter(&self.program.phases[0]);
                 let end = ((job + 1) * each * TILE).min(n);
                 for start in (job * each * TILE..end).step_by(TILE) {
-                    let scope = Scope { other: 0, start, n: TILE.min(end - start) };
+                    let scope = Scope { other: 0, start, n: TILE.min(end - start), rows: 1 };
                     self.steps(&self.program.phases[0].element, worker, scope);
                 }
             });
@@ -166,7 +175,7 @@ impl<'p> Launch<'p> {
                     let (row, rows, row_len, stride) = (these.start, these.len(), row, PANEL_STRIDE);
                     self.load_panels(worker, walk::Panel { row, rows, row_len, first, n, stride });
                     for r in these.clone() {
-                        let scope = Scope { other: 0, start: r * row_len + first, n };
+                        let scope = Scope { other: 0, start: r * row_len + first, n, rows: 1 };
                         self.steps(&self.program.phases[0].element, worker, scope);
                     }
                 }
@@ -181,7 +190,7 @@ impl<'p> Launch<'p> {
             // SAFETY: the block is inside the loops and the slot's view inside its buffer; there is room for each
             // panel.
             unsafe {
-                let memory = self.memory(slot, Scope { other: 0, start: 0, n: 0 });
+                let memory = self.memory(slot, Scope { other: 0, start: 0, n: 0, rows: 1 });
                 let out = worker.kept.add(i * PANEL_BYTES);
                 walk::load_panel(out, memory, slot.dtype.size(), &slot.walk, block);
             }
@@ -189,14 +198,15 @@ impl<'p> Launch<'p> {
     }
 
     fn rows(&self) {
-        let (rows, row_len) = (self.program.rows, self.program.row_len);
-        let each = self.pieces_a_job(rows, row_len);
+        let (rows, row_len, batch) = (self.program.rows, self.program.row_len, self.program.batch);
+        let each = self.pieces_a_job(rows, row_len).next_multiple_of(batch);
         threads::for_each(rows.div_ceil(each), self.parallel(rows * row_len), &|job| {
             self.with_worker(|worker| {
                 let mut kept = self.kept_memory();
                 worker.kept = kept.as_mut_ptr().cast();
-                for row in job * each..((job + 1) * each).min(rows) {
-                    self.row(worker, row);
+                let end = ((job + 1) * each).min(rows);
+                for row in (job * each..end).step_by(batch) {
+                    self.row(worker, row, batch.min(end - row));
                 }
             });
         });
@@ -212,15 +222,16 @@ impl<'p> Launch<'p> {
         phase.folds.iter().map(|&f| &self.program.folds[f as usize])
     }
 
-    fn row(&self, worker: &mut Worker, row: usize) {
+    /// Runs all phases over `rows` rows, one unless they are brief.
+    fn row(&self, worker: &mut Worker, row: usize, rows: usize) {
         for phase in &self.program.phases {
             worker.enter(phase);
-            self.steps(&phase.row, worker, Scope { other: row, start: 0, n: 1 });
+            self.steps(&phase.row, worker, Scope { other: row, start: 0, n: 1, rows });
             if phase.element.is_empty() {
                 continue;
             }
             if self.program.brief {
-                self.steps(&phase.element, worker, Scope { other: row, start: 0, n: self.program.row_len });
+                self.steps(&phase.element, worker, Scope { other: row, start: 0, n: self.program.row_len, rows });
                 continue;
             }
             let segments = self.program.row_len.div_ceil(SEGMENT);
@@ -241,7 +252,7 @@ impl<'p> Launch<'p> {
             worker.clear(fold, fold.segment, 1);
         }
         for start in (first..end).step_by(TILE) {
-            self.steps(&phase.element, worker, Scope { other: row, start, n: TILE.min(end - start) });
+            self.steps(&phase.element, worker, Scope { other: row, start, n: TILE.min(end - start), rows: 1 });
         }
     }
 
@@ -295,7 +306,7 @@ impl<'p> Launch<'p> {
     fn wide(&self) {
         let segments = self.program.row_len.div_ceil(SEGMENT);
         for row in 0..self.program.rows {
-            self.wide_phases(Scope { other: row, start: 0, n: 1 }, segments, 1, |phase, worker, segment| {
+            self.wide_phases(Scope { other: row, start: 0, n: 1, rows: 1 }, segments, 1, |phase, worker, segment| {
                 self.segment(phase, worker, row, segment);
             });
         }
@@ -368,7 +379,7 @@ impl<'p> Launch<'p> {
     fn column_tile(&self, worker: &mut Worker, start: usize, n: usize) {
         for phase in &self.program.phases {
             worker.enter(phase);
-            self.steps(&phase.row, worker, Scope { other: 0, start, n });
+            self.steps(&phase.row, worker, Scope { other: 0, start, n, rows: 1 });
             if phase.element.is_empty() {
                 continue;
             }
@@ -390,7 +401,7 @@ impl<'p> Launch<'p> {
         }
         let end = ((segment + 1) * LANE_SEGMENT).min(self.program.row_len);
         for other in segment * LANE_SEGMENT..end {
-            self.steps(&phase.element, worker, Scope { other, start, n });
+            self.steps(&phase.element, worker, Scope { other, start, n, rows: 1 });
         }
     }
 
@@ -398,7 +409,7 @@ impl<'p> Launch<'p> {
     fn wide_column_tile(&self, start: usize, n: usize) {
         let segments = self.program.row_len.div_ceil(LANE_SEGMENT);
         let each = segments.div_ceil(8 * threads::count());
-        self.wide_phases(Scope { other: 0, start, n }, segments, each, |phase, worker, segment| {
+        self.wide_phases(Scope { other: 0, start, n, rows: 1 }, segments, each, |phase, worker, segment| {
             self.lane_segment(phase, worker, segment, start, n);
         });
     }
@@ -414,7 +425,7 @@ impl<'p> Launch<'p> {
                 // SAFETY: `rows` values were noted; the value's tile has room.
                 unsafe { fold_array(finish.fold, finish.accumulate, finish.class, note.0, self.program.rows, out) };
             }
-            self.steps(&self.program.last, worker, Scope { other: 0, start: 0, n: 1 });
+            self.steps(&self.program.last, worker, Scope { other: 0, start: 0, n: 1, rows: 1 });
         });
     }
 
@@ -445,11 +456,27 @@ impl<'p> Launch<'p> {
             a_offsets: &product.a_starts,
             b_offsets: &product.b_starts,
             isa: product.isa,
+            ahead: Some(&|batch, rows, cols| self.ask_ahead(product, batch, rows, cols)),
         };
         let sink: Sink<T> = &|batch, row, col, sums| self.epilogue(product, batch, row, col, sums);
         // SAFETY: T is what the dtype is summed in; offsets and strides come from views that the
         // graph's verifier found inside their buffers; the set is the machine's.
         unsafe { gemm(&call, sink) };
+    }
+
+    /// Asks for what is read and written by [`Launch::epilogue`] over these sums.
+    fn ask_ahead(&self, product: &Product, batch: usize, rows: Range<usize>, cols: Range<usize>) {
+        for &(slot, output) in &product.ahead {
+            let slot =
+                if output { &self.program.outputs[slot as usize].slot } else { &self.program.slots[slot as usize] };
+            let size = slot.dtype.size();
+            // SAFETY: the start of what the slot walks straight through.
+            let memory = unsafe { self.memory(slot, Scope { other: 0, start: 0, n: 0, rows: 1 }) };
+            for row in rows.clone() {
+                let row = memory.wrapping_add((batch * product.gemm.m + row) * product.gemm.n * size);
+                (cols.start * size..cols.end * size).step_by(64).for_each(|at| prefetch_far(row.wrapping_add(at)));
+            }
+        }
     }
 
     /// What follows a product, over a stretch of one of its rows.
@@ -461,7 +488,7 @@ impl<'p> Launch<'p> {
                 if let Some(value) = product.accumulator {
                     worker.tiles[value as usize] = tile.as_mut_ptr().cast();
                 }
-                let scope = Scope { other: 0, start: first + i * TILE, n: tile.len() };
+                let scope = Scope { other: 0, start: first + i * TILE, n: tile.len(), rows: 1 };
                 self.steps(&self.program.phases[0].element, worker, scope);
             }
         });
@@ -481,23 +508,34 @@ impl<'p> Launch<'p> {
     #[inline]
     unsafe fn step(&self, step: &Step, worker: &mut Worker, scope: Scope) {
         let tiles = &mut worker.tiles;
+        // The tile of a value in row `r` of the scope.
+        let in_row =
+            |tile: *mut u8, value: u32, r: usize| tile.wrapping_offset(self.program.apart[value as usize] * r as isize);
         // SAFETY: the caller's promise, for all that follows.
         unsafe {
             match *step {
                 Step::Call { value, f, operands } => {
-                    f(tiles[value as usize], operands.map(|o| tiles[o as usize].cast_const()), scope.n);
+                    f(tiles[value as usize], operands.map(|o| tiles[o as usize].cast_const()), scope.n * scope.rows);
+                }
+                Step::Each { value, f, operands } => {
+                    let tile = |value: u32, r| in_row(tiles[value as usize], value, r);
+                    for r in 0..scope.rows {
+                        f(tile(value, r), operands.map(|o| tile(o, r).cast_const()), scope.n);
+                    }
                 }
                 Step::Load { value, slot } => {
                     let slot = &self.program.slots[slot as usize];
-                    walk::load(
-                        tiles[value as usize],
-                        self.memory(slot, scope),
-                        slot.dtype,
-                        slot.convert,
-                        &slot.walk,
-                        scope.start,
-                        scope.n,
-                    );
+                    for (r, row) in scope.each() {
+                        walk::load(
+                            in_row(tiles[value as usize], value, r),
+                            self.memory(slot, row),
+                            slot.dtype,
+                            slot.convert,
+                            &slot.walk,
+                            scope.start,
+                            scope.n,
+                        );
+                    }
                 }
                 Step::Padded { value, slot, first, count } => {
                     let slot = &self.program.slots[slot as usize];
@@ -544,9 +582,9 @@ impl<'p> Launch<'p> {
                         true => &self.program.outputs[slot as usize].slot,
                         false => &self.program.slots[slot as usize],
                     };
-                    let next = Scope { other: scope.other + 1, ..scope };
+                    let next = Scope { other: scope.other + scope.rows, ..scope };
                     if next.other < self.program.rows {
-                        let (row, bytes) = (self.memory(slot, next), scope.n * slot.dtype.size());
+                        let (row, bytes) = (self.memory(slot, next), scope.n * scope.rows * slot.dtype.size());
                         let at = |part: u16| bytes * part as usize / parts as usize / 64 * 64;
                         let end = if part + 1 == parts { bytes } else { at(part + 1) };
                         (at(part)..end).step_by(64).for_each(|at| prefetch(row.wrapping_add(at)));
@@ -583,21 +621,36 @@ impl<'p> Launch<'p> {
                 Step::Fold { fold } => self.fold(&self.program.folds[fold as usize], worker, scope),
                 Step::Store { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
-                    walk::store(
-                        self.memory(slot, scope),
-                        tiles[value as usize],
-                        slot.dtype,
-                        slot.convert,
-                        &slot.walk,
-                        scope.start,
-                        scope.n,
-                    );
+                    for (r, row) in scope.each() {
+                        walk::store(
+                            self.memory(slot, row),
+                            in_row(tiles[value as usize], value, r),
+                            slot.dtype,
+                            slot.convert,
+                            &slot.walk,
+                            scope.start,
+                            scope.n,
+                        );
+                    }
+                }
+                Step::StoreAll { value, output } => {
+                    let slot = &self.program.outputs[output as usize].slot;
+                    let (target, source) = (self.memory(slot, scope), tiles[value as usize].cast_const());
+                    let n = scope.n * scope.rows;
+                    match slot.convert {
+                        Some(convert) => convert(target, [source; 3], n),
+                        // A copy in place: there is nothing to do.
+                        None if std::ptr::eq(source, target) => {}
+                        None => std::ptr::copy_nonoverlapping(source, target, n * slot.dtype.size()),
+                    }
                 }
                 Step::Note { value, finish } => {
                     let size = self.program.finishes[finish as usize].class.size();
                     let at = if self.program.mode == Mode::Columns { scope.start } else { scope.other };
-                    let note = self.notes[finish as usize].0.add(at * size);
-                    std::ptr::copy_nonoverlapping(tiles[value as usize], note, scope.n * size);
+                    for r in 0..scope.rows {
+                        let note = self.notes[finish as usize].0.add((at + r) * size);
+                        std::ptr::copy_nonoverlapping(in_row(tiles[value as usize], value, r), note, scope.n * size);
+                    }
                 }
             }
         }
@@ -642,7 +695,13 @@ impl<'p> Launch<'p> {
                 }
                 None if columns => (fold.take)(segment, [source; 3], scope.n),
                 // What it would be taken into is neutral.
-                None if self.program.brief => (fold.fold)(worker.base().add(fold.total), [source; 3], scope.n),
+                None if self.program.brief => {
+                    let apart = self.program.apart[fold.source as usize];
+                    for r in 0..scope.rows {
+                        let (total, source) = (fold.total + r * fold.size, source.wrapping_offset(apart * r as isize));
+                        (fold.fold)(worker.base().add(total), [source; 3], scope.n);
+                    }
+                }
                 None => {
                     let partial = worker.base().add(fold.partial);
                     (fold.fold)(partial, [source; 3], scope.n);

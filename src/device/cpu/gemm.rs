@@ -7,8 +7,8 @@
 //! and the block packs its own B. A few rows (or columns) times a matrix are not worth packing at
 //! all; see [`thin`].
 //!
-//! How the work is cut follows from the sizes alone, and a block's sums are added in the order of
-//! k: results do not depend on the number of threads.
+//! How k is cut follows from the sizes alone, and a block's sums are added in the order of k: results do not depend
+//! on the number of threads, though the blocks do.
 
 mod kernels;
 mod pack;
@@ -29,7 +29,7 @@ use std::thread::LocalKey;
 use thin::Thin;
 
 pub use kernels::Accumulator;
-pub use simd::prefetch;
+pub use simd::{prefetch, prefetch_far};
 
 /// One operand: a matrix of `dtype` at `ptr`, strides in elements (0 and negative allowed).
 #[derive(Clone, Copy)]
@@ -68,25 +68,39 @@ pub struct Gemm<'a> {
     pub b_offsets: &'a [isize],
     /// What the machine can do.
     pub isa: Isa,
+    /// Told what the sink will soon be called for, a tile at a time.
+    pub ahead: Ahead<'a>,
 }
+
+/// Asks for memory that belongs to sums which are about to be finished: `(batch element, rows, columns)`.
+pub type Ahead<'a> = Option<&'a (dyn Fn(usize, Range<usize>, Range<usize>) + Sync)>;
 
 /// Receives finished sums: `(batch element, row, first column, sums)`.
 pub type Sink<'a, T> = &'a (dyn Fn(usize, usize, usize, &mut [T]) + Sync);
 
 /// Rows of a block, at most: with 256 values of k, a quarter of a 512 KB cache.
 const BLOCK_ROWS: usize = 96;
-/// Bytes in a row of a block's sums, at most; with all rows, two fifths of such a cache.
-const BLOCK_ROW_BYTES: usize = 2048;
+/// Columns of a block, at most, and bytes in a row of its sums. Long rows serve what follows the product.
+const BLOCK_COLS: usize = 1024;
+const BLOCK_ROW_BYTES: usize = 4 * BLOCK_COLS;
+/// Bytes of a block's sums, at most; two fifths of a 512 KB cache.
+const BLOCK_BYTES: usize = 192 << 10;
+/// Columns of a block that packs its own B, at most: half of such a cache.
+const OWN_COLS: usize = 256;
 /// Multiply-adds that a block should have before a product is cut into more of them.
-const BLOCK_WORK: usize = 1 << 20;
-/// The number of blocks beyond which nothing is gained by cutting a product further.
-const BLOCKS: usize = 64;
+const BLOCK_WORK: usize = 1 << 19;
+/// Blocks for each thread beyond which nothing is gained by cutting a product further.
+const BLOCKS_A_THREAD: usize = 4;
 /// Bytes of packed B that are held at once.
 const WAVE_BYTES: usize = 16 << 20;
 /// Multiply-adds below which the other threads are not woken.
 const PARALLEL_WORK: usize = 1 << 18;
-/// Multiply-adds, or slots to pack, that are worth a job of their own.
+/// Multiply-adds that are worth a job of their own.
 const JOB_WORK: usize = 1 << 16;
+/// Multiply-adds that take as long as to pack a slot.
+const PACK_WORK: usize = 16;
+/// Panels of B that are packed together, row by row.
+const PACK_PANELS: usize = 4;
 
 /// Computes the products of `g`.
 ///
@@ -128,9 +142,7 @@ struct Run<'a, T> {
 /// How a product is cut into blocks.
 #[derive(Clone, Copy)]
 struct Grid {
-    /// Rows of a block, a multiple of the tile's.
-    rows: usize,
-    /// Columns of a block, a multiple of the tile's.
+    /// Columns of a block at most, a multiple of the tile's.
     cols: usize,
     /// Blocks above each other.
     down: usize,
@@ -214,35 +226,46 @@ impl<T: Accumulator> Run<'_, T> {
         // A panel of B stays in the L1 cache while the rows pass over it.
         let steps = if nr * size_of::<T>() <= 64 { 256 } else { 192 };
         let shareable = self.g.k.div_ceil(fold).saturating_mul(nr * size_of::<T>()) <= WAVE_BYTES;
-        let mut rows = (BLOCK_ROWS / mr).min(row_panels);
-        let mut cols = (BLOCK_ROW_BYTES / size_of::<T>() / nr).min(512 / nr).min(col_panels);
-        let wanted = (self.work / BLOCK_WORK).min(BLOCKS);
+        let mut cols = (BLOCK_ROW_BYTES / size_of::<T>()).min(BLOCK_COLS).div_ceil(nr).min(col_panels);
+        let mut rows = (BLOCK_BYTES / size_of::<T>() / (cols * nr)).min(BLOCK_ROWS).div_ceil(mr).min(row_panels);
+        let threads = threads::count();
+        let mut wanted = (self.work / BLOCK_WORK).min(BLOCKS_A_THREAD * threads);
+        if rows == row_panels {
+            cols = cols.min(OWN_COLS / nr);
+            // Each packs all of A.
+            wanted = wanted.min(2 * threads);
+        }
         while self.batch.saturating_mul(row_panels.div_ceil(rows)).saturating_mul(col_panels.div_ceil(cols)) < wanted {
-            // Few rows read B too often, few columns pack A too often, which costs less.
-            if rows > 2 && rows * mr * 8 > cols * nr {
+            // Few rows read B too often, few columns pack A too often.
+            if rows > 4 && rows < row_panels {
                 rows = rows.div_ceil(2);
-            } else if cols > 2 {
+            } else if cols > 4 {
                 cols = cols.div_ceil(2);
+            } else if rows > 2 {
+                rows = rows.div_ceil(2);
             } else {
                 break;
             }
         }
-        let down = row_panels.div_ceil(rows);
-        // Blocks of nearly the same size.
-        rows = row_panels.div_ceil(down);
-        cols = col_panels.div_ceil(col_panels.div_ceil(cols));
-        Grid { rows: rows * mr, cols: cols * nr, down, steps, shared: down > 1 && shareable }
+        let mut down = row_panels.div_ceil(rows);
+        if down > 1 {
+            // The same for each thread.
+            down = down.next_multiple_of(threads).min(row_panels);
+        }
+        Grid { cols: cols * nr, down, steps, shared: down > 1 && shareable }
     }
 
     /// Packs the B of `wave`.
     fn pack_wave(&self, grid: &Grid, wave: &Wave, packed: Panels<T>) {
         let (nr, fold, k) = (self.kernel.nr, self.kernel.fold, self.g.k);
-        let across = wave.cols.len().div_ceil(8 * nr);
+        let width = PACK_PANELS * nr;
+        let across = wave.cols.len().div_ceil(width);
         let parts = k.div_ceil(grid.steps * fold);
-        self.for_chunks(wave.groups.len() * parts * across, grid.steps * nr * 8, &|i| {
-            let (group, part, first) = (i / across / parts, i / across % parts, i % across * 8 * nr);
+        let slots = grid.steps.min(k.div_ceil(fold)) * width;
+        self.for_chunks(wave.groups.len() * parts * across, slots * PACK_WORK, &|i| {
+            let (group, part, first) = (i / across / parts, i / across % parts, i % across * width);
             let ks = part * grid.steps * fold..k.min((part + 1) * grid.steps * fold);
-            let cols = wave.cols.start + first..wave.cols.end.min(wave.cols.start + first + 8 * nr);
+            let cols = wave.cols.start + first..wave.cols.end.min(wave.cols.start + first + width);
             let out = self.panel(grid, wave, packed, group, part, first);
             // SAFETY: the columns and values of k are inside the matrix, and the panels at `out` are
             // those of the same columns and part, which no other job writes.
@@ -262,14 +285,16 @@ impl<T: Accumulator> Run<'_, T> {
     /// Computes the blocks of `wave`.
     fn blocks(&self, grid: &Grid, wave: &Wave, packed: Option<Panels<T>>) {
         let (Some(first), Some(last)) = (wave.groups.first(), wave.groups.last()) else { return };
+        let (mr, nr) = (self.kernel.mr, self.kernel.nr);
         let across = wave.cols.len().div_ceil(grid.cols);
         let count = (last.end - first.start) * across * grid.down;
-        let work_each = (grid.rows * grid.cols).saturating_mul(self.g.k);
-        self.for_chunks(count, work_each, &|i| {
+        let work_each = self.g.m.div_ceil(grid.down) * grid.cols;
+        self.for_chunks(count, work_each.saturating_mul(self.g.k), &|i| {
             let (batch, col, row) = (first.start + i / grid.down / across, i / grid.down % across, i % grid.down);
-            let rows = row * grid.rows..self.g.m.min((row + 1) * grid.rows);
-            let start = wave.cols.start + col * grid.cols;
-            let cols = start..wave.cols.end.min(start + grid.cols);
+            let rows = share(self.g.m, mr, row, grid.down);
+            let cols = share(wave.cols.len(), nr, col, across);
+            let start = wave.cols.start + cols.start;
+            let cols = start..wave.cols.start + cols.end;
             let group = wave.groups.partition_point(|group| group.end <= batch);
             let panels = |part| packed.map(|p| self.panel(grid, wave, p, group, part, start - wave.cols.start));
             self.block(grid, batch, rows, cols, &panels);
@@ -303,7 +328,12 @@ impl<T: Accumulator> Run<'_, T> {
                         pack_b(&self.b_view(batch, cols.clone(), ks.clone()), own_b);
                         own_b
                     });
-                    self.tiles(area, ks.len().div_ceil(fold), a, b, sums, part == 0);
+                    self.tiles(area, ks.len().div_ceil(fold), a, b, sums, part == 0, &|row, col| {
+                        if let Some(ahead) = self.g.ahead.filter(|_| ks.end == self.g.k) {
+                            let (row, col) = (rows.start + row, cols.start + col);
+                            ahead(batch, row..rows.end.min(row + mr), col..cols.end.min(col + nr));
+                        }
+                    });
                 }
             }
             for row in 0..rows.len() {
@@ -314,14 +344,26 @@ impl<T: Accumulator> Run<'_, T> {
         });
     }
 
-    /// Multiplies the panels at `a` with those at `b`: every A panel passes over a B panel in turn.
+    /// Multiplies the panels at `a` with those at `b`: every A panel passes over a B panel in turn. `before` is told
+    /// where each tile starts.
     ///
     /// # Safety
     ///
     /// `area.height` lanes of `steps` steps at `a`, `area.width` at `b`; the area's sums at `sums`.
-    unsafe fn tiles(&self, area: Area, steps: usize, a: *const T, b: *const T, sums: *mut T, overwrite: bool) {
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tiles(
+        &self,
+        area: Area,
+        steps: usize,
+        a: *const T,
+        b: *const T,
+        sums: *mut T,
+        overwrite: bool,
+        before: &impl Fn(usize, usize),
+    ) {
         for col in (0..area.width).step_by(self.kernel.nr) {
             for row in (0..area.height).step_by(self.kernel.mr) {
+                before(row, col);
                 // SAFETY: the panels that start at these lanes are whole, and so is the tile of sums.
                 unsafe {
                     let (a, b, sums) = (a.add(row * steps), b.add(col * steps), sums.add(row * area.stride + col));
@@ -408,6 +450,12 @@ impl Mat {
         let elements = offset + row as isize * self.row_stride + col as isize * self.col_stride;
         self.ptr.wrapping_offset(elements * self.dtype.size() as isize)
     }
+}
+
+/// Part `i` of `parts` of `n` lanes in panels of `width`, all of nearly the same size.
+fn share(n: usize, width: usize, i: usize, parts: usize) -> Range<usize> {
+    let panels = n.div_ceil(width);
+    panels * i / parts * width..n.min(panels * (i + 1) / parts * width)
 }
 
 /// Runs of equal offsets, as ranges of indices.

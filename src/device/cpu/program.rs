@@ -55,6 +55,10 @@ pub(crate) struct Program {
     pub lanes: usize,
     /// Whether each row is one tile whose folds need no combining.
     pub brief: bool,
+    /// Rows that are computed at once, where short ones are brief: a tile holds so many.
+    pub batch: usize,
+    /// For each value, bytes from one of these rows to the next in its tile.
+    pub apart: Vec<isize>,
     /// Lanes that a value repeated over a tile fills.
     pub spread: usize,
     /// For a map that reads or writes across rows: how long these are.
@@ -108,6 +112,8 @@ pub struct Product {
     pub b_starts: Vec<isize>,
     /// The value that stands for the sums.
     pub accumulator: Option<u32>,
+    /// Slots, or outputs where `true`, whose memory lies as the sums do.
+    pub ahead: Vec<(u32, bool)>,
     pub isa: Isa,
 }
 
@@ -135,7 +141,7 @@ pub enum Step {
     Panel { value: u32, panel: u32 },
     /// Use memory as the tile.
     Point { value: u32, slot: u32 },
-    /// Ask for part `part` of `parts` of what the next row reads, or writes (an output's memory).
+    /// Ask for part `part` of `parts` of what the next rows read, or write (an output's memory).
     Ahead { slot: u32, output: bool, part: u16, parts: u16 },
     /// Use the kept row as the tile.
     Kept { value: u32, kept: u32 },
@@ -151,6 +157,8 @@ pub enum Step {
     Bound { value: u32, source: u32, class: DType, limit: usize, node: u32 },
     /// Compute a tile.
     Call { value: u32, f: TileFn, operands: [u32; 3] },
+    /// Compute a tile row by row: some operand has one element a row, or the same row for all.
+    Each { value: u32, f: TileFn, operands: [u32; 3] },
     /// Compute a tile of random numbers; key and position are scalar inputs `param` and `param + 1`.
     Random { value: u32, f: TileFn, index: u32, param: u32 },
     /// Repeat a tile's first element, of this many bytes, over its lanes.
@@ -159,6 +167,8 @@ pub enum Step {
     Fold { fold: u32 },
     /// Write a tile to memory.
     Store { value: u32, output: u32 },
+    /// Write rows that follow one another to memory where they follow one another, too.
+    StoreAll { value: u32, output: u32 },
     /// Note a row's value for the fold over all rows.
     Note { value: u32, finish: u32 },
 }

@@ -41,6 +41,15 @@ impl Walk {
         self.extents.is_empty() || (self.extents.len() == 1 && self.strides[0] == 1)
     }
 
+    /// From one position to the next, if that is the same for all.
+    pub fn stride(&self) -> Option<isize> {
+        match &*self.strides {
+            [] => Some(0),
+            [stride] => Some(*stride),
+            _ => None,
+        }
+    }
+
     /// Position of step `at`, counted in row-major order.
     pub fn position(&self, at: usize) -> isize {
         if let ([_], [stride]) = (&*self.extents, &*self.strides) {

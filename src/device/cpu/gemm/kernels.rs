@@ -5,7 +5,7 @@ use super::pack::Paired;
 use super::pack::{Storage, View, pack};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Bf16Dot, Octet};
-use super::simd::{Lanes, Scalar, Simd};
+use super::simd::{Lanes, Scalar, Simd, prefetch};
 use super::thin::{Thin, thin};
 use crate::device::cpu::isa::Isa;
 use crate::dtype::DType;
@@ -55,6 +55,9 @@ unsafe fn tile<V: Simd, const MR: usize, const NV: usize>(
 ) {
     // SAFETY: step by step the panels are read in order; the tile is touched inside its bounds.
     unsafe {
+        if !overwrite {
+            (0..MR).for_each(|i| prefetch(c.add(i * stride)));
+        }
         let mut sums = [[V::zero(); NV]; MR];
         for _ in 0..steps {
             let mut columns = [V::zero(); NV];

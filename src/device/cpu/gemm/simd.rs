@@ -64,6 +64,18 @@ pub fn prefetch<T>(p: *const T) {
     let _ = p;
 }
 
+/// As [`prefetch`], but to the second-level cache, for what is read a little later.
+#[inline(always)]
+pub fn prefetch_far<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// A vector of [`Scalar`]s.
 ///
 /// # Safety

@@ -123,6 +123,7 @@ impl<S: Value> Case<S> {
             a_offsets: &self.a_offsets,
             b_offsets: &self.b_offsets,
             isa,
+            ahead: None,
         };
         let out = Mutex::new(vec![None; self.a_offsets.len() * m * n]);
         let sink = |batch: usize, row: usize, col: usize, sums: &mut [S::Sum]| {
@@ -324,7 +325,7 @@ fn a_sink_may_call_back() {
     let mat = |ptr: *const f32, row_stride| Mat { ptr: ptr.cast(), dtype: DType::F32, row_stride, col_stride: 1 };
     let (m, n, k, isa) = (9, 20, 30, Isa::detect());
     let (a, b) = (mat(outer.a.as_ptr(), 30), mat(outer.b.as_ptr(), 20));
-    let g = Gemm { m, n, k, a, b, a_offsets: &[0], b_offsets: &[0], isa };
+    let g = Gemm { m, n, k, a, b, a_offsets: &[0], b_offsets: &[0], isa, ahead: None };
     let sink = |_: usize, row: usize, col: usize, sums: &mut [f32]| {
         inner.check(isa);
         assert!(sums.iter().zip(&want[row * n + col..]).all(|(&got, &want)| f64::from(got) == want));

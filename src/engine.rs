@@ -215,7 +215,7 @@ fn evaluate_on(
 /// Memory for what plans compute on the way, and what a GPU has prepared for them: the same every time.
 #[derive(Default)]
 pub(crate) struct Workspace {
-    /// The one that was used last comes last.
+    /// The one that was used last comes first.
     rooms: Vec<Room>,
 }
 
@@ -236,14 +236,13 @@ impl Workspace {
         let room = match found {
             Some(at) => self.rooms.remove(at),
             None => {
-                if self.rooms.len() == Workspace::ROOMS {
-                    self.rooms.remove(0);
-                }
+                self.rooms.truncate(Workspace::ROOMS - 1);
                 let slots = vec![None; compiled.plan.slots.len()];
                 Room { compiled: compiled.clone(), slots, prepared: OnceLock::new() }
             }
         };
-        self.rooms.push_mut(room)
+        self.rooms.insert(0, room);
+        &mut self.rooms[0]
     }
 }
 
@@ -396,17 +395,15 @@ fn run(
     let slots = allocate(device, plan, place, room.as_deref_mut())?;
     let mut memory: Memory =
         Memory(snapshot.entries.iter().map(|e| if e.realized { e.node.storage() } else { None }).collect());
-    let unprepared = || Error::internal("engine::run", "a plan that is not prepared");
     match place {
         Place::Cpu(shared) => {
             let programs = compiled.cpu.get().ok_or_else(unprepared)?;
             run_on_cpu(plan, programs, snapshot, &slots, &mut memory, shared)?;
         }
         Place::Gpu(gpu) => {
-            let launches = compiled.gpu.get().ok_or_else(unprepared)?;
             let watch = gpu.watch(compiled.can_fault, memory.0.iter().flatten().map(Arc::as_ref))?;
             let prepared = room.map(|room| &room.prepared);
-            let run = run_on_gpu(gpu, compiled, launches, snapshot, &slots, &mut memory, watch.as_ref(), prepared);
+            let run = run_on_gpu(gpu, compiled, snapshot, &slots, &mut memory, watch.as_ref(), prepared);
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
             let suspects = if verdict.is_some() { suspects(plan, snapshot, &memory) } else { FxHashSet::default() };
@@ -426,6 +423,10 @@ fn run(
         }
     }
     Ok(())
+}
+
+fn unprepared() -> Error {
+    Error::internal("engine::run", "a plan that is not prepared")
 }
 
 /// What a plan computes with indices that it reads, or from what an evaluation without a verdict yet wrote.
@@ -495,7 +496,6 @@ fn run_on_cpu(
 fn run_on_gpu(
     gpu: &Gpu,
     compiled: &Compiled,
-    launches: &[gpu::Program],
     snapshot: &Snapshot,
     slots: &[Arc<Storage>],
     memory: &mut Memory,
@@ -505,6 +505,7 @@ fn run_on_gpu(
     let params = snapshot.params();
     let site = |node: u32, limit: usize| fault_site(snapshot, node, limit);
     let plan = &compiled.plan;
+    let launches = compiled.gpu.get().ok_or_else(unprepared)?;
     // What runs again and again is worth preparing.
     let again = compiled.gpu_runs.fetch_add(1, Ordering::Relaxed) >= LIST_RUNS || prepared.is_some();
     let gathers = again && launches.len() >= LIST_LAUNCHES && gpu.queue().has_lists();

@@ -1,6 +1,7 @@
 //! The integration tests, as one binary.
 
 mod bad_input;
+mod capture;
 mod creation;
 mod digits;
 mod display;

@@ -13,13 +13,28 @@ macro_rules! on_every_device {
             $(
                 #[test]
                 fn $name() {
-                    $crate::oracle::devices().iter().for_each(super::$name);
+                    $crate::oracle::devices().iter().for_each(|device| $crate::oracle::Outcome::check(super::$name(device)));
                 }
             )+
         }
     };
 }
 pub(crate) use on_every_device;
+
+/// What a test on a device may return.
+pub(crate) trait Outcome {
+    fn check(self);
+}
+
+impl Outcome for () {
+    fn check(self) {}
+}
+
+impl Outcome for tensorlogic::Result<()> {
+    fn check(self) {
+        self.unwrap();
+    }
+}
 
 /// Every device there is, or those that the environment's `TL_DEVICES` lists by name.
 pub(crate) fn devices() -> Vec<tensorlogic::Device> {

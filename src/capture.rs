@@ -23,7 +23,6 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::engine::{self, Purpose, Workspace};
 use crate::error::{Error, Result};
-use crate::graph::NodeRef;
 use crate::shape::Shape;
 use crate::tensor::{Tensor, eval};
 
@@ -35,9 +34,9 @@ pub fn capture<T: Outputs, F: FnMut(&[Tensor]) -> Result<T>>(step: F) -> Capture
 /// A step that is one plan, whose memory stays where it is, and that a GPU runs as one prepared list of work.
 ///
 /// The closure is called each time, so nothing that it reads is ever stale: learning rates, step counts, random numbers,
-/// branches. Recording costs some 0.1 us an op, and what is recorded is only compared with the plan that is there. All
-/// that the closure evaluates (an optimiser's step, [`Tensor::eval`]) and all that it returns is computed together when
-/// it ends; reading elements in it works, and divides the step.
+/// branches; what it records is only compared with the plan that is there. All that the closure evaluates (an optimiser's
+/// step, [`Tensor::eval`]) and all that it returns is computed together when it ends; reading elements in it works, and
+/// divides the step.
 ///
 /// Inputs are used where they are, and have to have the shapes, dtypes and devices of the first run. Results have memory
 /// of their own. What is computed on the way stays allocated until the step is dropped.
@@ -60,7 +59,7 @@ impl<F> Captured<F> {
         self.check(inputs)?;
         eval(inputs)?;
         let inputs: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
-        let (result, mut roots) = engine::gather(|| {
+        let (result, roots) = engine::gather(|| {
             let outputs = (self.step)(&inputs)?;
             // Inside another captured step these are that step's.
             outputs.visit(&mut |tensor| tensor.eval())?;
@@ -68,35 +67,27 @@ impl<F> Captured<F> {
         });
         drop(inputs);
         let outputs = result?;
-        roots.retain(is_pending);
         engine::evaluate_in(&roots, Purpose::Later, Some(&mut self.workspace))?;
         Ok(outputs)
     }
 
     fn check(&mut self, inputs: &[&Tensor]) -> Result<()> {
-        let kind = |tensor: &&Tensor| (*tensor.shape(), tensor.dtype(), tensor.device().clone());
+        let kind = |x: &&Tensor| (*x.shape(), x.dtype(), x.device().clone());
         let known = self.inputs.get_or_insert_with(|| inputs.iter().map(kind).collect());
         if known.len() != inputs.len() {
             let reason = format!("{} inputs; the first run had {}", inputs.len(), known.len());
             return Err(Error::arg("Captured::run", reason));
         }
         for (i, (input, known)) in inputs.iter().zip(known).enumerate() {
-            let (shape, dtype, device) = known;
-            if kind(input) != (*shape, *dtype, device.clone()) {
-                let (own, given) = (input.dtype(), input.shape());
-                let reason = format!(
-                    "input {i} is {own} {given} on {}; in the first run it was {dtype} {shape} on {device}",
-                    input.device()
-                );
+            let given = kind(input);
+            if given != *known {
+                let say = |(shape, dtype, device): &(Shape, DType, Device)| format!("{dtype} {shape} on {device}");
+                let reason = format!("input {i} is {}; in the first run it was {}", say(&given), say(known));
                 return Err(Error::arg("Captured::run", reason));
             }
         }
         Ok(())
     }
-}
-
-fn is_pending(node: &NodeRef) -> bool {
-    node.depth() > 0
 }
 
 /// What a captured step may return: tensors, and tuples, lists and options of what it may return.

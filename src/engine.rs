@@ -222,7 +222,8 @@ pub(crate) struct Workspace {
 /// What a [`Workspace`] has for one plan.
 struct Room {
     compiled: Arc<Compiled>,
-    /// Of each of the plan's slots that holds nothing beyond a run, once there was one.
+    /// For each of the plan's slots, whether it holds nothing beyond a run; and its memory, if so, once there was one.
+    passing: Vec<bool>,
     slots: Vec<Option<Arc<Storage>>>,
     prepared: OnceLock<Prepared>,
 }
@@ -237,12 +238,25 @@ impl Workspace {
             Some(at) => self.rooms.remove(at),
             None => {
                 self.rooms.truncate(Workspace::ROOMS - 1);
-                let slots = vec![None; compiled.plan.slots.len()];
-                Room { compiled: compiled.clone(), slots, prepared: OnceLock::new() }
+                Room::new(compiled.clone())
             }
         };
         self.rooms.insert(0, room);
         &mut self.rooms[0]
+    }
+}
+
+impl Room {
+    fn new(compiled: Arc<Compiled>) -> Room {
+        let plan = &compiled.plan;
+        let lasts = |node: u32| plan.kept.contains(&node) || plan.shared.iter().any(|&(_, base)| base == node);
+        let mut passing = vec![true; plan.slots.len()];
+        for &(node, source) in plan.steps.iter().flatten().flat_map(|part| &part.outputs) {
+            if let Source::Slot(slot) = source {
+                passing[slot as usize] &= !lasts(node);
+            }
+        }
+        Room { slots: vec![None; passing.len()], passing, prepared: OnceLock::new(), compiled }
     }
 }
 
@@ -530,7 +544,7 @@ fn allocate(
     device: &Device,
     plan: &Plan,
     place: Place,
-    room: Option<&mut Room>,
+    mut room: Option<&mut Room>,
 ) -> Result<SmallVec<[Arc<Storage>; 4]>> {
     let pool = device.buffer_pool();
     let storage = |bytes| match place {
@@ -538,21 +552,15 @@ fn allocate(
         Place::Cpu(Some(_)) => Storage::idle(pool, bytes),
         Place::Cpu(None) | Place::Gpu(_) => Storage::new(pool, bytes),
     };
-    let Some(room) = room else { return plan.slots.iter().map(|&bytes| Ok(Arc::new(storage(bytes)?))).collect() };
-    let lasting = |node: u32| plan.kept.contains(&node) || plan.shared.iter().any(|&(_, base)| base == node);
-    if room.slots.iter().all(Option::is_none) {
-        let mut lasts = vec![false; plan.slots.len()];
-        for &(node, source) in plan.steps.iter().flatten().flat_map(|part| &part.outputs) {
-            if let Source::Slot(slot) = source {
-                lasts[slot as usize] |= lasting(node);
-            }
+    let slot = |(i, &bytes): (usize, &usize)| {
+        let fresh = || Ok(Arc::new(storage(bytes)?));
+        match room.as_deref_mut().filter(|room| room.passing[i]).map(|room| &mut room.slots[i]) {
+            None => fresh(),
+            Some(Some(storage)) => Ok(storage.clone()),
+            Some(place) => Ok(place.insert(fresh()?).clone()),
         }
-        for ((slot, &bytes), _) in room.slots.iter_mut().zip(&plan.slots).zip(lasts).filter(|(_, lasts)| !lasts) {
-            *slot = Some(Arc::new(storage(bytes)?));
-        }
-    }
-    let slots = room.slots.iter().zip(&plan.slots);
-    slots.map(|(slot, &bytes)| slot.clone().map_or_else(|| Ok(Arc::new(storage(bytes)?)), Ok)).collect()
+    };
+    plan.slots.iter().enumerate().map(slot).collect()
 }
 
 /// Where a node's index that is not below a limit was asked for.

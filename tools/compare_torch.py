@@ -255,7 +255,8 @@ class Torch:
             times["compile"] = self.clocks(on(step), calls, graph=False)
         if self.device == "cuda":
             try:
-                times["graph"] = {"captured": self.clocks(on(self.captured(make(), xs[0])), calls, graph=False)["amortised"]}
+                replays = self.clocks(on(self.captured(make(), xs[0])), calls, graph=False)
+                times["graph"] = {"captured": replays["amortised"]}
             except RuntimeError as error:
                 print(f"no graph of {label(case)}: {error}", file=sys.stderr)
         return times
@@ -295,7 +296,7 @@ def table(results):
     short = {"device": "dev.", "captured": "capt.", "amortised": "amort.", "synchronised": "sync."}
     heads = ["case"] + [f"{kind} {short[clock]}" for clock in clocks for kind in kinds]
     cells = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
-    say = lambda us, mark="": f"{us:.1f}{mark}" if us else "-"
+    say = lambda us: f"{us:.1f}" if us else "-"
     for case, theirs in results:
         line = [label(case)]
         for clock in clocks:

@@ -1,6 +1,7 @@
 //! Captured steps: the same results as without, one evaluation a run, inputs that are checked.
 
-use crate::oracle::on_every_device;
+use crate::oracle::{devices, on_every_device};
+use crate::process::{self, is_child};
 use tensorlogic::nn::{Layer, Linear, Module};
 use tensorlogic::optim::{AdamW, Optimizer};
 use tensorlogic::testing::{kernel_count, kernels_of_thread};
@@ -13,6 +14,7 @@ on_every_device! {
     what_is_evaluated_in_a_step_is_one_plan,
     a_step_that_fails_leaves_evaluation_as_it_was,
     steps_inside_steps_are_part_of_them,
+    what_is_computed_on_the_way_stays,
 }
 
 fn input(n: usize, device: &Device) -> Result<Tensor> {
@@ -123,5 +125,37 @@ fn steps_inside_steps_are_part_of_them(device: &Device) -> Result<()> {
         assert!((sum - want).abs() < 1e-4, "{sum} {want}");
         assert!(kernels_of_thread() - before <= 2);
     }
+    Ok(())
+}
+
+fn what_is_computed_on_the_way_stays(device: &Device) {
+    process::child("capture::memory_of_a_step", &[("TL_DEVICES", device.name())]);
+}
+
+#[test]
+#[ignore = "counts what the whole process does"]
+fn memory_of_a_step() -> Result<()> {
+    if !is_child() {
+        return Ok(());
+    }
+    let device = devices().remove(0);
+    let x = Tensor::randn((64, 64), DType::F32, &device)?;
+    x.eval()?;
+    // A product, whose memory passes, and rows, whose memory lasts.
+    let work = |x: &Tensor| x.matmul(x)?.softmax(1);
+    let requests = |mut run: Box<dyn FnMut() -> Result<Tensor> + '_>| -> Result<u64> {
+        (0..4).try_for_each(|_| run().map(drop))?;
+        let before = device.buffer_pool_stats().allocation_count;
+        (0..10).try_for_each(|_| run().map(drop))?;
+        Ok(device.buffer_pool_stats().allocation_count - before)
+    };
+    let mut step = capture(|x: &[Tensor]| work(&x[0]));
+    let captured = requests(Box::new(|| step.run(&[&x])))?;
+    let apart = requests(Box::new(|| {
+        let y = work(&x)?;
+        y.eval()?;
+        Ok(y)
+    }))?;
+    assert_eq!(captured + 10, apart, "requests of the pool in ten runs");
     Ok(())
 }

@@ -467,8 +467,7 @@ impl<'p> Launch<'p> {
     /// Asks for what is read and written by [`Launch::epilogue`] over these sums.
     fn ask_ahead(&self, product: &Product, batch: usize, rows: Range<usize>, cols: Range<usize>) {
         for &(slot, output) in &product.ahead {
-            let slot =
-                if output { &self.program.outputs[slot as usize].slot } else { &self.program.slots[slot as usize] };
+            let slot = self.program.slot(slot, output);
             let size = slot.dtype.size();
             // SAFETY: the start of what the slot walks straight through.
             let memory = unsafe { self.memory(slot, Scope { other: 0, start: 0, n: 0, rows: 1 }) };
@@ -578,10 +577,7 @@ impl<'p> Launch<'p> {
                     tiles[value as usize] = self.memory(slot, scope).add(scope.start * slot.dtype.size());
                 }
                 Step::Ahead { slot, output, part, parts } => {
-                    let slot = match output {
-                        true => &self.program.outputs[slot as usize].slot,
-                        false => &self.program.slots[slot as usize],
-                    };
+                    let slot = self.program.slot(slot, output);
                     let next = Scope { other: scope.other + scope.rows, ..scope };
                     if next.other < self.program.rows {
                         let (row, bytes) = (self.memory(slot, next), scope.n * scope.rows * slot.dtype.size());
@@ -635,14 +631,8 @@ impl<'p> Launch<'p> {
                 }
                 Step::StoreAll { value, output } => {
                     let slot = &self.program.outputs[output as usize].slot;
-                    let (target, source) = (self.memory(slot, scope), tiles[value as usize].cast_const());
-                    let n = scope.n * scope.rows;
-                    match slot.convert {
-                        Some(convert) => convert(target, [source; 3], n),
-                        // A copy in place: there is nothing to do.
-                        None if std::ptr::eq(source, target) => {}
-                        None => std::ptr::copy_nonoverlapping(source, target, n * slot.dtype.size()),
-                    }
+                    let (target, source) = (self.memory(slot, scope), tiles[value as usize]);
+                    walk::store_straight(target, source, slot.dtype, slot.convert, scope.n * scope.rows);
                 }
                 Step::Note { value, finish } => {
                     let size = self.program.finishes[finish as usize].class.size();

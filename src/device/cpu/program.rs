@@ -95,6 +95,11 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// A slot that is read, or that of an output.
+    pub fn slot(&self, at: u32, output: bool) -> &Slot {
+        if output { &self.outputs[at as usize].slot } else { &self.slots[at as usize] }
+    }
+
     /// Rough instructions of a run.
     pub fn work(&self) -> usize {
         let product = self.gemm.as_ref().map_or(0, |p| p.gemm.m * p.gemm.n * p.gemm.k / 8);

@@ -400,10 +400,7 @@ pub unsafe fn store(
         unsafe {
             let (target, source) = (memory.offset(run.position * to as isize), tile.add(run.at * from));
             match (run.stride, convert) {
-                (1, Some(convert)) => convert(target, [source; 3], run.len),
-                // A copy in place: there is nothing to do.
-                (1, None) if std::ptr::eq(source, target) => {}
-                (1, None) => std::ptr::copy_nonoverlapping(source, target, run.len * to),
+                (1, _) => store_straight(target, source, dtype, convert, run.len),
                 (stride, Some(convert)) => {
                     // Converted together, then scattered as they are.
                     let mut narrow = [0u16; STRETCH];
@@ -422,6 +419,22 @@ pub unsafe fn store(
             }
         }
     });
+}
+
+/// Writes a tile's `n` elements side by side to `target`.
+///
+/// # Safety
+/// As for [`store`]; both may be the same memory.
+pub unsafe fn store_straight(target: *mut u8, source: *const u8, dtype: DType, convert: Option<TileFn>, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match convert {
+            Some(convert) => convert(target, [source; 3], n),
+            // A copy in place: there is nothing to do.
+            None if std::ptr::eq(source, target) => {}
+            None => std::ptr::copy_nonoverlapping(source, target, n * dtype.size()),
+        }
+    }
 }
 
 /// Fills an i64 tile with the positions themselves.

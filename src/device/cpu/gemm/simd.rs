@@ -55,22 +55,21 @@ int_scalar!(i64 i32 u32 u8);
 /// Asks for the cache line at `p`, which may be any address.
 #[inline(always)]
 pub fn prefetch<T>(p: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64, and a prefetch of an address that is not mapped does nothing.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+    ask_for::<T, false>(p);
 }
 
 /// As [`prefetch`], but to the second-level cache, for what is read a little later.
 #[inline(always)]
 pub fn prefetch_far<T>(p: *const T) {
+    ask_for::<T, true>(p);
+}
+
+#[inline(always)]
+fn ask_for<T, const FAR: bool>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above.
+    // SAFETY: SSE is part of x86-64, and a prefetch of an address that is not mapped does nothing.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        if FAR { _mm_prefetch::<_MM_HINT_T1>(p.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;

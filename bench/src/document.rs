@@ -98,6 +98,7 @@ fn performance(name: &str, run: &Results) -> String {
         "performance",
         "ceiling",
         "device",
+        "captured",
         "amortised",
         "synchr.",
         "status",

@@ -119,7 +119,9 @@ fn bench_saves_compares_draws_and_documents() {
     assert!(output.status.success());
     let json = String::from_utf8(output.stdout).unwrap();
     assert_eq!(json, std::fs::read_to_string(&saved).unwrap());
-    for part in ["\"mul_relu\"", "\"unfused\"", "\"device\"", "\"amortised\"", "\"synchronised\"", "\"copy\""] {
+    for part in
+        ["\"mul_relu\"", "\"unfused\"", "\"device\"", "\"captured\"", "\"amortised\"", "\"synchronised\"", "\"copy\""]
+    {
         assert!(json.contains(part), "no {part} in:\n{json}");
     }
     let png = std::fs::read(folder.file("pictures/cpu-roofline.png")).unwrap();
@@ -133,7 +135,7 @@ fn bench_saves_compares_draws_and_documents() {
         let output = bench(&["fusion mul_relu", "--compare", &other]);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(status), "{text}");
-        assert_eq!(text.matches(&format!("%  {verdict}")).count(), 6, "{text}");
+        assert_eq!(text.matches(&format!("%  {verdict}")).count(), 8, "two cases by four clocks: {text}");
     }
 
     let output = tl(&["bench", "--document", &saved, &saved]);

@@ -46,8 +46,6 @@ pub(super) struct Chunk {
     pub inner: Vec<String>,
     /// Index of the chunk among those that a thread keeps, as text.
     pub kept: String,
-    /// What has to hold for a store, as text, beside what `count` says.
-    pub guard: String,
 }
 
 /// Writes the text of one dispatch.
@@ -427,14 +425,7 @@ impl<'k> Emitter<'k> {
         for output in outputs {
             let buffer = self.buffer(output.node, true);
             let name = format!("o{}", self.output_number(output));
-            let guarded = !chunk.guard.is_empty();
-            if guarded {
-                self.line(format!("if ({}) {{", chunk.guard));
-            }
             self.transfer("store", &name, &buffer, &output.reach, chunk, &name);
-            if guarded {
-                self.line("}");
-            }
         }
     }
 

@@ -297,6 +297,9 @@ impl Rows<'_> {
         e.line("const uint lane = team.lane;");
         e.line("const bool live = team.live;");
         e.line("const bool first = team.first;");
+        if self.has_whole_packets() && self.form.layout == (Layout::Team { threads: 32 }) {
+            e.line("if (!live) return;");
+        }
         if self.form.segments > 1 {
             e.line("const uint segment = group.y;");
         }
@@ -438,13 +441,11 @@ impl Rows<'_> {
         }
     }
 
-    /// Whether every packet that a thread takes is there in full.
+    /// Whether every packet that a thread takes is there in full; teams of whole SIMD-groups that have no row leave.
     fn has_whole_packets(&self) -> bool {
         let Form { vector, chunks, layout, .. } = self.form;
-        let step = match layout {
-            Layout::Team { threads } if chunks > 0 => threads * vector * chunks,
-            _ => vector,
-        };
+        let Layout::Team { threads: threads @ 32.. } = layout else { return false };
+        let step = if chunks > 0 { threads * vector * chunks } else { vector };
         vector > 1 && self.kernel.row_len().is_multiple_of(step)
     }
 
@@ -476,10 +477,8 @@ impl Rows<'_> {
         }
         let inside = if form.chunks > 0 { format!("live && j < {n}") } else { "live".into() };
         if self.has_whole_packets() {
-            // Threads without a row of their own load the last one.
             e.line(format!("const uint count = {vector};"));
             chunk.count = "count".into();
-            chunk.guard = "live".into();
         } else if vector > 1 {
             e.line(format!("const uint count = {inside} ? min({index}({vector}), {n} - j) : 0;"));
             chunk.count = "count".into();

@@ -30,6 +30,7 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
     const uint lane = team.lane;
     const bool live = team.live;
     const bool first = team.first;
+    if (!live) return;
     const int r0 = row;
     float k0[24];
     float k5[24];
@@ -91,9 +92,7 @@ kernel void rows_sum_div_sub_sqr(device const bfloat* b0 [[buffer(0)]],
             const float v20 = v19;
             o0[u] = v20;
         }
-        if (live) {
-            tl_store<8>(b3 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
-        }
+        tl_store<8>(b3 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
     }
 }
 // rows_sum_div_sub_sqr: [8, 1, 1] groups of 256 threads

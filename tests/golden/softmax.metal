@@ -20,6 +20,7 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
     const uint lane = team.lane;
     const bool live = team.live;
     const bool first = team.first;
+    if (!live) return;
     const int r0 = row;
     float k0[32];
     float k4[32];
@@ -64,9 +65,7 @@ kernel void rows_max_sub_exp_sum(device const half* b0 [[buffer(0)]],
             const float v7 = v6;
             o0[u] = v7;
         }
-        if (live) {
-            tl_store<8>(b1 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
-        }
+        tl_store<8>(b1 + (args.o0_at + r0 * args.o0_o0 + x0), count, o0);
     }
 }
 // rows_max_sub_exp_sum: [512, 1, 1] groups of 256 threads

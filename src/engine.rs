@@ -184,7 +184,7 @@ fn evaluate_on(
             drop(engine);
             let compiled = Compiled::new(plan(&snapshot, &options)?);
             compiled.prepare(compiled.place(device, purpose), &snapshot)?;
-            self::engine().keep(snapshot.key.into_vec(), Arc::new(compiled));
+            self::engine().keep(std::mem::take(&mut snapshot.key).into_vec(), Arc::new(compiled));
             continue;
         };
         let place = compiled.place(device, purpose);

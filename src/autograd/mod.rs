@@ -125,7 +125,7 @@ impl std::fmt::Debug for Var {
 
 #[track_caller]
 fn variable(value: &Tensor, id: u64) -> Tensor {
-    Tensor(Arc::new(Node::alias(&value.0, id, Location::caller())))
+    Tensor(Node::alias(&value.0, id, Location::caller()))
 }
 
 /// The gradients that [`Tensor::backward`] found.
@@ -281,7 +281,7 @@ impl Tensor {
     pub fn detach(&self) -> Tensor {
         match self.0.track() {
             Track::Constant => self.clone(),
-            _ => Tensor(Arc::new(Node::alias(&self.0, 0, Location::caller()))),
+            _ => Tensor(Node::alias(&self.0, 0, Location::caller())),
         }
     }
 

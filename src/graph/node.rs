@@ -5,9 +5,9 @@ use crate::dtype::DType;
 use crate::ops::{Elementwise, Reduction};
 use crate::shape::{Dims, Shape, Strides};
 use smallvec::SmallVec;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::Location;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) type NodeRef = Arc<Node>;
@@ -157,10 +157,38 @@ pub(crate) struct Node {
     pub site: &'static Location<'static>,
     /// The variable that this is a value of; 0 for none.
     pub variable: u64,
+    /// Where it stands in the snapshot that looked at it last.
+    pub mark: Mark,
     track: AtomicU8,
     /// Longest path of pending nodes that ends here; 0 once realized.
     depth: AtomicU32,
     state: Mutex<State>,
+}
+
+/// A position in a snapshot. Snapshots are taken one at a time.
+#[derive(Default)]
+pub(crate) struct Mark {
+    snapshot: AtomicU64,
+    position: AtomicU32,
+}
+
+impl Mark {
+    pub fn set(&self, snapshot: u64, position: u32) {
+        self.snapshot.store(snapshot, Ordering::Relaxed);
+        self.position.store(position, Ordering::Relaxed);
+    }
+
+    /// What was set last, if it was for this snapshot.
+    pub fn get(&self, snapshot: u64) -> Option<u32> {
+        (self.snapshot.load(Ordering::Relaxed) == snapshot).then(|| self.position.load(Ordering::Relaxed))
+    }
+}
+
+/// Nodes of a thread whose memory waits for the next ones, at most.
+const SPARES: usize = 1 << 13;
+
+thread_local! {
+    static SPARE: RefCell<Vec<NodeRef>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Node {
@@ -168,32 +196,52 @@ impl Node {
     pub fn pending(
         op: Op,
         inputs: Inputs,
-        shape: Shape,
+        shape: &Shape,
         dtype: DType,
-        device: Device,
+        device: &Device,
         site: &'static Location<'static>,
-    ) -> Node {
-        let deepest = inputs.iter().map(|n| n.depth()).max().unwrap_or(0);
-        let follows = dtype.is_float() && inputs.iter().any(|n| n.track() != Track::Constant) && is_recording();
-        let track = AtomicU8::new(if follows { Track::Tracked } else { Track::Constant } as u8);
-        let state = Mutex::new(State { inputs, storage: None });
-        Node { op, shape, dtype, device, site, variable: 0, track, depth: AtomicU32::new(deepest + 1), state }
+    ) -> NodeRef {
+        let (mut deepest, mut tracked) = (0, false);
+        for input in &inputs {
+            deepest = deepest.max(input.depth());
+            tracked |= input.track() != Track::Constant;
+        }
+        let track = if tracked && dtype.is_float() && is_recording() { Track::Tracked } else { Track::Constant };
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).unwrap_or_default();
+        let Some(mut spare) = spare else {
+            let state = Mutex::new(State { inputs, storage: None });
+            let (track, depth) = (AtomicU8::new(track as u8), AtomicU32::new(deepest + 1));
+            let (shape, device, mark) = (*shape, device.clone(), Mark::default());
+            return Arc::new(Node { op, shape, dtype, device, site, variable: 0, mark, track, depth, state });
+        };
+        if let Some(node) = Arc::get_mut(&mut spare) {
+            (node.op, node.shape, node.dtype, node.site, node.variable) = (op, *shape, dtype, site, 0);
+            if node.device != *device {
+                node.device = device.clone();
+            }
+            *node.track.get_mut() = track as u8;
+            *node.depth.get_mut() = deepest + 1;
+            node.state.get_mut().unwrap_or_else(PoisonError::into_inner).inputs = inputs;
+        }
+        spare
     }
 
     /// The same elements as `of`, as a value of a variable, or (0) as a constant.
-    pub fn alias(of: &NodeRef, variable: u64, site: &'static Location<'static>) -> Node {
+    pub fn alias(of: &NodeRef, variable: u64, site: &'static Location<'static>) -> NodeRef {
         let track = if variable == 0 { Track::Constant } else { Track::Variable };
-        let (shape, dtype, device) = (of.shape, of.dtype, of.device.clone());
-        let mut node = match of.storage() {
-            Some(storage) => Node::realized(storage, shape, dtype, device, site),
+        let (shape, dtype, device) = (of.shape, of.dtype, &of.device);
+        let mut alias = match of.storage() {
+            Some(storage) => Node::realized(storage, shape, dtype, device.clone(), site),
             None => {
                 let view = View { strides: shape.contiguous_strides(), offset: 0 };
-                Node::pending(Op::View(view), [of.clone()].into_iter().collect(), shape, dtype, device, site)
+                Node::pending(Op::View(view), [of.clone()].into_iter().collect(), &shape, dtype, device, site)
             }
         };
-        node.variable = variable;
-        node.track = AtomicU8::new(track as u8);
-        node
+        if let Some(node) = Arc::get_mut(&mut alias) {
+            node.variable = variable;
+            *node.track.get_mut() = track as u8;
+        }
+        alias
     }
 
     /// A node whose elements are there.
@@ -203,10 +251,11 @@ impl Node {
         dtype: DType,
         device: Device,
         site: &'static Location<'static>,
-    ) -> Node {
+    ) -> NodeRef {
         let state = Mutex::new(State { inputs: Inputs::new(), storage: Some(storage) });
-        let track = AtomicU8::new(Track::Constant as u8);
-        Node { op: Op::Leaf, shape, dtype, device, site, variable: 0, track, depth: AtomicU32::new(0), state }
+        let (track, depth) = (AtomicU8::new(Track::Constant as u8), AtomicU32::new(0));
+        let mark = Mark::default();
+        Arc::new(Node { op: Op::Leaf, shape, dtype, device, site, variable: 0, mark, track, depth, state })
     }
 
     /// What gradients have to do with it.
@@ -295,13 +344,36 @@ impl Drop for Node {
     }
 }
 
-/// Drops nodes with a list instead of the stack: a chain of a million nodes is one call deep.
-fn release(inputs: Inputs) {
-    let mut dying: SmallVec<[NodeRef; 8]> = inputs.into_iter().collect();
-    while let Some(node) = dying.pop() {
-        if let Some(mut last) = Arc::into_inner(node) {
-            let state = last.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-            dying.extend(state.inputs.drain(..));
+/// Lets go of nodes, and of what nobody holds but they, with a list instead of the stack: a chain of a million nodes is
+/// one call deep. Those that end here are spare.
+pub(super) fn release(nodes: impl IntoIterator<Item = NodeRef>) {
+    let mut dying: SmallVec<[NodeRef; 8]> = SmallVec::new();
+    for node in nodes {
+        let mut next = Some(node);
+        while let Some(mut node) = next {
+            if let Some(last) = Arc::get_mut(&mut node) {
+                dying.extend(last.empty());
+                // Beyond what is kept, and when the thread ends, it is freed.
+                let _ = SPARE.try_with(|spare| {
+                    let mut spare = spare.borrow_mut();
+                    if spare.len() < SPARES {
+                        spare.push(node);
+                    }
+                });
+            } else if let Some(mut last) = Arc::into_inner(node) {
+                // Another thread let go of it at the same time.
+                dying.extend(last.empty());
+            }
+            next = dying.pop();
         }
+    }
+}
+
+impl Node {
+    /// What it holds of others: gone, but for the inputs, which are the caller's.
+    fn empty(&mut self) -> Inputs {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.storage = None;
+        std::mem::take(&mut state.inputs)
     }
 }

@@ -1,9 +1,10 @@
 //! A graph as an evaluation sees it: its nodes in order, and the key under which its plan is kept.
 
-use super::node::{NodeRef, Op, Scalar, Track};
-use rustc_hash::FxHashMap;
+use super::node::{NodeRef, Op, Scalar, Track, release};
+use crate::shape::MAX_RANK;
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One node of a [`Snapshot`].
 pub(crate) struct Entry {
@@ -22,7 +23,7 @@ pub(crate) struct Entry {
     pub track: Track,
 }
 
-/// Nodes up to which a snapshot needs no memory of its own, and finds nodes by looking at all of them.
+/// Nodes up to which a snapshot needs no memory of its own.
 const FEW: usize = 8;
 
 /// What a set of roots needs, inputs before consumers.
@@ -37,9 +38,12 @@ pub(crate) struct Snapshot {
 pub(crate) type Key = SmallVec<[u64; 8 * FEW]>;
 
 impl Snapshot {
-    /// Walks down from `roots` to what is realized, without recursion. `fuse` is part of the key.
+    /// Walks down from `roots` to what is realized, without recursion. `fuse` is part of the key. No other snapshot of
+    /// these nodes is taken meanwhile: the engine's lock sees to that.
     pub fn of(roots: &[NodeRef], fuse: bool) -> Snapshot {
-        let mut walk = Walk::default();
+        static TAKEN: AtomicU64 = AtomicU64::new(0);
+        let number = TAKEN.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut walk = Walk { number, entries: SmallVec::new(), key: SmallVec::new() };
         walk.key.push(fuse as u64);
         let mut positions = SmallVec::new();
         for root in roots {
@@ -113,119 +117,128 @@ impl Snapshot {
     }
 }
 
+impl Drop for Snapshot {
+    /// Consumers first: what nobody else holds goes with its consumers, not before.
+    fn drop(&mut self) {
+        release(self.entries.drain(..).rev().map(|entry| entry.node));
+    }
+}
+
 /// Whether no other node shares the buffer (a reshaped twin would), and nobody else its memory.
 fn owns_storage(node: &NodeRef) -> bool {
     node.state().storage.as_ref().is_some_and(|storage| Arc::strong_count(storage) == 1 && !storage.is_shared())
 }
 
-#[derive(Default)]
 struct Walk {
+    /// The snapshot's.
+    number: u64,
     entries: SmallVec<[Entry; FEW]>,
-    /// By identity, once there are more than [`FEW`].
-    positions: FxHashMap<usize, u32>,
     key: Key,
 }
 
-/// A node whose inputs are being visited.
-struct Frame {
-    node: NodeRef,
-    realized: bool,
-    /// Positions of the inputs seen so far.
-    inputs: SmallVec<[u32; 3]>,
-}
-
-impl Frame {
-    fn open(node: NodeRef) -> Frame {
-        let realized = node.depth() == 0;
-        Frame { node, realized, inputs: SmallVec::new() }
-    }
-}
+/// The mark of a node whose inputs are being visited.
+const OPEN: u32 = u32::MAX;
 
 impl Walk {
+    /// The position of a root, which has one then, as has all that it is computed from.
     fn visit(&mut self, root: &NodeRef) -> u32 {
-        if let Some(at) = self.position(root) {
-            return at;
-        }
-        let mut stack: SmallVec<[Frame; 4]> = SmallVec::new();
-        stack.push(Frame::open(root.clone()));
-        loop {
-            let Some(frame) = stack.last_mut() else { return self.entries.len() as u32 - 1 };
-            match self.next_input(frame) {
-                Some(input) => stack.push(Frame::open(input)),
+        let mut stack: SmallVec<[NodeRef; 8]> = SmallVec::new();
+        stack.push(root.clone());
+        while let Some(node) = stack.pop() {
+            match node.mark.get(self.number) {
+                Some(OPEN) => self.close(node, false),
+                Some(_) => {}
+                None if node.depth() == 0 => self.close(node, true),
                 None => {
-                    stack.pop().into_iter().for_each(|frame| self.close(frame));
+                    node.mark.set(self.number, OPEN);
+                    let (state, at) = (node.state(), stack.len());
+                    stack.push(node.clone());
+                    for input in state.inputs.iter().rev() {
+                        if input.mark.get(self.number).is_none() {
+                            stack.push(input.clone());
+                        }
+                    }
+                    drop(state);
+                    if stack.len() == at + 1 {
+                        stack.pop();
+                        self.close(node, false);
+                    }
                 }
             }
         }
+        root.mark.get(self.number).unwrap_or(OPEN)
     }
 
-    /// Notes the inputs that have a position, up to the first that has none: that one.
-    fn next_input(&self, frame: &mut Frame) -> Option<NodeRef> {
-        if frame.realized {
-            return None;
-        }
-        let state = frame.node.state();
-        while let Some(input) = state.inputs.get(frame.inputs.len()) {
-            match self.position(input) {
-                Some(at) => frame.inputs.push(at),
-                None => return Some(input.clone()),
+    /// Adds a node whose inputs have positions.
+    fn close(&mut self, node: NodeRef, realized: bool) {
+        let mut inputs = SmallVec::new();
+        if !realized {
+            for input in &node.state().inputs {
+                inputs.push(input.mark.get(self.number).unwrap_or(OPEN));
             }
         }
-        None
-    }
-
-    fn close(&mut self, frame: Frame) {
-        let Frame { node, realized, inputs } = frame;
         let track = node.track();
         self.push_key(&node, realized, track, &inputs);
-        let at = self.entries.len();
-        if at == FEW {
-            self.positions.extend(self.entries.iter().enumerate().map(|(at, entry)| (entry.node.id(), at as u32)));
-        }
-        if at >= FEW {
-            self.positions.insert(node.id(), at as u32);
-        }
+        node.mark.set(self.number, self.entries.len() as u32);
         self.entries.push(Entry { node, inputs, realized, root: false, held: false, donatable: false, track });
     }
 
-    /// Where a node is, if it is in already.
-    fn position(&self, node: &NodeRef) -> Option<u32> {
-        if self.entries.len() > FEW {
-            return self.positions.get(&node.id()).copied();
-        }
-        self.entries.iter().position(|entry| Arc::ptr_eq(&entry.node, node)).map(|at| at as u32)
-    }
-
     fn push_key(&mut self, node: &NodeRef, realized: bool, track: Track, inputs: &[u32]) {
-        let (tag, words): (u64, SmallVec<[u64; 9]>) = match node.op {
-            _ if realized => (0, SmallVec::new()),
-            Op::Leaf => (0, SmallVec::new()),
-            Op::Scalar(_) => (1, SmallVec::new()),
-            Op::Iota => (2, SmallVec::new()),
-            Op::Random { kind, .. } => (3 + ((kind as u64) << 8), SmallVec::new()),
-            Op::Elementwise(op) => (4 + ((op as u64) << 8), SmallVec::new()),
-            Op::Cast => (5, SmallVec::new()),
+        let mut words = Words::default();
+        let tag: u64 = match node.op {
+            _ if realized => 0,
+            Op::Leaf => 0,
+            Op::Scalar(_) => 1,
+            Op::Iota => 2,
+            Op::Random { kind, .. } => 3 + ((kind as u64) << 8),
+            Op::Elementwise(op) => 4 + ((op as u64) << 8),
+            Op::Cast => 5,
             Op::View(view) => {
-                let strides = view.strides.iter().map(|&s| s as u64);
-                (6, strides.chain([view.offset as u64]).collect())
+                view.strides.iter().for_each(|&stride| words.push(stride as u64));
+                words.push(view.offset as u64);
+                6
             }
-            Op::Copy => (7, SmallVec::new()),
-            Op::Reduce { op, axes } => (8 + ((op as u64) << 8) + ((axes as u64) << 16), SmallVec::new()),
-            Op::Matmul => (9, SmallVec::new()),
-            Op::Gather { axis, .. } => (10 + ((axis as u64) << 8), SmallVec::new()),
-            Op::Bound { limit, .. } => (12, [limit as u64].into_iter().collect()),
-            Op::Cat { axis } => (11 + ((axis as u64) << 8), SmallVec::new()),
-            Op::Pad { before } => (13, before.iter().map(|&b| b as u64).collect()),
-            Op::Scatter { axis, .. } => (14 + ((axis as u64) << 8), SmallVec::new()),
+            Op::Copy => 7,
+            Op::Reduce { op, axes } => 8 + ((op as u64) << 8) + ((axes as u64) << 16),
+            Op::Matmul => 9,
+            Op::Gather { axis, .. } => 10 + ((axis as u64) << 8),
+            Op::Bound { limit, .. } => {
+                words.push(limit as u64);
+                12
+            }
+            Op::Cat { axis } => 11 + ((axis as u64) << 8),
+            Op::Pad { before } => {
+                before.iter().for_each(|&count| words.push(count as u64));
+                13
+            }
+            Op::Scatter { axis, .. } => 14 + ((axis as u64) << 8),
         };
+        node.shape.dims().iter().for_each(|&dim| words.push(dim as u64));
         let head = tag
             | (track as u64) << 28
             | (node.dtype as u64) << 32
             | (node.shape.rank() as u64) << 40
             | (inputs.len() as u64) << 44;
         self.key.push(head);
-        self.key.extend(node.shape.dims().iter().map(|&d| d as u64));
-        self.key.extend(words);
-        self.key.extend(inputs.iter().map(|&i| i as u64));
+        self.key.extend_from_slice(words.as_slice());
+        inputs.iter().for_each(|&input| self.key.push(input as u64));
+    }
+}
+
+/// What a node's op and shape add to the key, at most: extents, strides and an offset.
+#[derive(Default)]
+struct Words {
+    list: [u64; 2 * MAX_RANK + 1],
+    count: usize,
+}
+
+impl Words {
+    fn push(&mut self, word: u64) {
+        self.list[self.count] = word;
+        self.count += 1;
+    }
+
+    fn as_slice(&self) -> &[u64] {
+        &self.list[..self.count]
     }
 }

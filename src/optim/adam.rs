@@ -110,8 +110,9 @@ fn descend(p: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), eps: f64, now: &N
         Taken::Device(taken) => {
             // expm1 keeps the digits that 1 - b^step would lose in f32.
             let correction = |b: f64| (&taken * b.ln())?.expm1()?.neg()?.to_dtype(p.dtype());
-            let (c1, c2) = (correction(b1)?, correction(b2)?);
-            ((first * &(c1.recip()? * now.learning_rate)?)?, (second.sqrt()? * c2.rsqrt()?)?)
+            let rate = now.shared("rate", p.dtype(), || correction(b1)?.recip()? * now.learning_rate)?;
+            let spread = now.shared("spread", p.dtype(), || correction(b2)?.rsqrt())?;
+            ((first * rate)?, (second.sqrt()? * spread)?)
         }
     };
     p - &(rate / (spread + eps)?)?

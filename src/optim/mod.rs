@@ -27,10 +27,12 @@ pub use schedule::Schedule;
 pub use sgd::Sgd;
 
 use crate::autograd::{Gradients, Var, no_grad};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::io::matching;
 use crate::tensor::{Tensor, eval};
 use rustc_hash::FxHashMap;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Parameters with a learning rate of their own.
@@ -84,6 +86,8 @@ pub struct Now {
     pub step: u64,
     /// How many steps were skipped, where that is known on the device only.
     skipped: Option<Tensor>,
+    /// See [`Now::shared`].
+    shared: RefCell<Vec<((&'static str, DType), Tensor)>>,
 }
 
 /// How many steps were taken: known, or computed on the device.
@@ -97,8 +101,26 @@ impl Now {
     pub(crate) fn taken(&self) -> Result<Taken> {
         Ok(match &self.skipped {
             None => Taken::Host(self.step as f64),
-            Some(skipped) => Taken::Device((skipped.neg()? + self.step as f64)?),
+            Some(skipped) => {
+                Taken::Device(self.shared("taken", skipped.dtype(), || skipped.neg()? + self.step as f64)?)
+            }
         })
+    }
+
+    /// A number that is the same for all parameters of a dtype, recorded once for all of them.
+    pub(crate) fn shared(
+        &self,
+        name: &'static str,
+        dtype: DType,
+        number: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let known = |list: &Vec<(_, Tensor)>| list.iter().find(|(key, _)| *key == (name, dtype)).map(|(_, x)| x.clone());
+        if let Some(number) = known(&self.shared.borrow()) {
+            return Ok(number);
+        }
+        let number = number()?.to_dtype(dtype)?;
+        self.shared.borrow_mut().push(((name, dtype), number.clone()));
+        Ok(number)
     }
 }
 
@@ -170,6 +192,7 @@ impl<R: Rule> Optimizer<R> {
                 weight_decay: group.weight_decay.unwrap_or(self.rule.weight_decay()),
                 step: self.steps + 1,
                 skipped: scaled.map(|s| s.skipped.clone()),
+                shared: RefCell::default(),
             };
             for var in &group.parameters {
                 let Some(g) = gradients.get(var) else { continue };

@@ -24,7 +24,7 @@ impl Tensor {
         device.needs_support("from_slice", T::DTYPE)?;
         let node =
             Node::realized(Arc::new(device.upload(values)?), shape, T::DTYPE, device.clone(), Location::caller());
-        Ok(Tensor(Arc::new(node)))
+        Ok(Tensor(node))
     }
 
     /// A tensor of host values in row-major order.
@@ -56,7 +56,7 @@ impl Tensor {
             return Err(Error::arg("from_buffer", format!("the buffer is none of {device}")));
         }
         let node = Node::realized(Arc::new(buffer.0), shape, dtype, device.clone(), Location::caller());
-        Ok(Tensor(Arc::new(node)))
+        Ok(Tensor(node))
     }
 
     /// A tensor of rank 0.

@@ -26,10 +26,9 @@ use crate::device::{Device, Storage};
 use crate::dtype::DType;
 use crate::engine::{self, Purpose};
 use crate::error::{Error, Result};
-use crate::graph::{Node, NodeRef, Op};
+use crate::graph::{Inputs, Node, NodeRef, Op};
 use crate::schedule::Report;
 use crate::shape::Shape;
-use smallvec::SmallVec;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -120,11 +119,10 @@ impl Tensor {
         if shape.numel() == 0 {
             return Tensor::empty(shape, dtype, device);
         }
-        let inputs: SmallVec<[NodeRef; 3]> = inputs.iter().map(|t| t.0.clone()).collect();
-        let node = Node::pending(op, inputs, shape, dtype, device.clone(), site);
-        let deep = node.depth() >= MAX_DEPTH;
-        let tensor = Tensor(Arc::new(node));
-        if deep {
+        let mut nodes = Inputs::new();
+        inputs.iter().for_each(|input| nodes.push(input.0.clone()));
+        let tensor = Tensor(Node::pending(op, nodes, &shape, dtype, device, site));
+        if tensor.0.depth() >= MAX_DEPTH {
             engine::evaluate(std::slice::from_ref(&tensor.0), Purpose::Later)?;
         }
         Ok(tensor)
@@ -134,7 +132,7 @@ impl Tensor {
     #[track_caller]
     fn empty(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let storage = Arc::new(Storage::new(device.buffer_pool(), 0)?);
-        Ok(Tensor(Arc::new(Node::realized(storage, shape, dtype, device.clone(), Location::caller()))))
+        Ok(Tensor(Node::realized(storage, shape, dtype, device.clone(), Location::caller())))
     }
 
     pub(crate) fn same_device(&self, op: &'static str, other: &Tensor) -> Result<()> {

@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::graph::{Node, Op, Scalar};
 use crate::shape::{Dims, Shape};
 use std::panic::Location;
-use std::sync::Arc;
 
 /// A second operand: a tensor, or a number that takes the first one's dtype.
 pub trait Operand {
@@ -81,12 +80,12 @@ impl Tensor {
         let node = Node::pending(
             Op::Scalar(value),
             Default::default(),
-            Shape::scalar(),
+            &Shape::scalar(),
             dtype,
-            device.clone(),
+            device,
             Location::caller(),
         );
-        Ok(Tensor(Arc::new(node)))
+        Ok(Tensor(node))
     }
 }
 

@@ -126,7 +126,7 @@ impl Tensor {
         let size = self.dtype().size();
         let moved = device.bring(self.device(), &storage, start * size, self.numel() * size)?;
         let node = Node::realized(moved, *self.shape(), self.dtype(), device.clone(), Location::caller());
-        Ok(Tensor(Arc::new(node)))
+        Ok(Tensor(node))
     }
 
     fn needs_rank(&self, op: &'static str, rank: usize) -> Result<()> {
@@ -301,7 +301,7 @@ mod tests {
     fn derivatives_do_not_cross() -> Result<()> {
         let device = Fake::new().device();
         let x = crate::graph::Node::alias(&Tensor::scalar(1f32, &Device::cpu())?.0, 1, Location::caller());
-        let x = Tensor(Arc::new(x));
+        let x = Tensor(x);
         assert!(matches!(x.to_device(&device), Err(Error::NoGradient { op: "to_device", .. })));
         assert_eq!(x.detach().to_device(&device)?.item::<f32>()?, 1.0);
         Ok(())

@@ -11,7 +11,7 @@ mod view;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Node, NodeRef, Track, with_recording};
+use crate::graph::{Inputs, Node, NodeRef, Track, with_recording};
 use crate::shape::Shape;
 use crate::tensor::{Tensor, full_precision};
 use rustc_hash::FxHashMap;
@@ -327,14 +327,14 @@ struct Trace {
 impl Trace {
     /// Walks from `root` to the targets: the nodes of these ids, or all variables.
     fn of(op: &'static str, root: &NodeRef, targets: Option<&[usize]>) -> Result<Trace> {
-        let mut steps: Vec<Step> = Vec::new();
-        let mut positions: FxHashMap<usize, usize> = FxHashMap::default();
+        let mut steps: Vec<Step> = Vec::with_capacity(64);
+        let mut positions: FxHashMap<usize, usize> = FxHashMap::with_capacity_and_hasher(64, Default::default());
         let is_target = |node: &NodeRef| match targets {
             Some(ids) => ids.contains(&node.id()),
             None => node.track() == Track::Variable,
         };
         // A node, its inputs, and how many of them have been seen.
-        let mut stack: Vec<(NodeRef, SmallVec<[NodeRef; 3]>, usize)> = Vec::new();
+        let mut stack: Vec<(NodeRef, Inputs, usize)> = Vec::with_capacity(64);
         let open = |node: NodeRef| -> Result<_> {
             let inputs = match node.track() {
                 Track::Tracked => node.state().inputs.clone(),

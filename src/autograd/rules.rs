@@ -6,12 +6,13 @@ use crate::graph::{Node, NodeRef, Op, is_recording, with_recording};
 use crate::ops::{Elementwise, Expr, Reduction};
 use crate::shape::{Dims, Shape};
 use crate::tensor::Tensor;
+use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// Gradient of operand number `operand` of `node`, given the gradient `g` of its result.
 pub(super) fn gradient(node: &NodeRef, operand: usize, g: &Tensor) -> Result<Tensor> {
-    let inputs: Vec<Tensor> = node.state().inputs.iter().cloned().map(Tensor).collect();
+    let inputs: SmallVec<[Tensor; 3]> = node.state().inputs.iter().cloned().map(Tensor).collect();
     let input = &inputs[operand];
     match node.op {
         Op::Elementwise(op) => elementwise(op, &inputs, &Tensor(node.clone()), g, operand),
@@ -139,7 +140,7 @@ fn is_transposed(x: &Tensor) -> bool {
 
 /// Tensors that rules compute with, and the first error.
 #[derive(Default)]
-struct Arena(RefCell<Vec<Result<Tensor>>>);
+struct Arena(RefCell<SmallVec<[Result<Tensor>; 8]>>);
 
 /// A tensor of an [`Arena`], small enough to be copied.
 #[derive(Clone, Copy)]

@@ -207,10 +207,32 @@ impl Node {
             tracked |= input.track() != Track::Constant;
         }
         let track = if tracked && dtype.is_float() && is_recording() { Track::Tracked } else { Track::Constant };
+        Node::made(op, State { inputs, storage: None }, track, deepest + 1, (shape, dtype, device, site))
+    }
+
+    /// A node whose elements are there.
+    pub fn realized(
+        storage: Arc<Storage>,
+        shape: &Shape,
+        dtype: DType,
+        device: &Device,
+        site: &'static Location<'static>,
+    ) -> NodeRef {
+        let state = State { inputs: Inputs::new(), storage: Some(storage) };
+        Node::made(Op::Leaf, state, Track::Constant, 0, (shape, dtype, device, site))
+    }
+
+    /// In the memory of a node that has ended, if there is one.
+    fn made(
+        op: Op,
+        state: State,
+        track: Track,
+        depth: u32,
+        (shape, dtype, device, site): (&Shape, DType, &Device, &'static Location<'static>),
+    ) -> NodeRef {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).unwrap_or_default();
         let Some(mut spare) = spare else {
-            let state = Mutex::new(State { inputs, storage: None });
-            let (track, depth) = (AtomicU8::new(track as u8), AtomicU32::new(deepest + 1));
+            let (track, depth, state) = (AtomicU8::new(track as u8), AtomicU32::new(depth), Mutex::new(state));
             let (shape, device, mark) = (*shape, device.clone(), Mark::default());
             return Arc::new(Node { op, shape, dtype, device, site, variable: 0, mark, track, depth, state });
         };
@@ -219,9 +241,8 @@ impl Node {
             if node.device != *device {
                 node.device = device.clone();
             }
-            *node.track.get_mut() = track as u8;
-            *node.depth.get_mut() = deepest + 1;
-            node.state.get_mut().unwrap_or_else(PoisonError::into_inner).inputs = inputs;
+            (*node.track.get_mut(), *node.depth.get_mut()) = (track as u8, depth);
+            *node.state.get_mut().unwrap_or_else(PoisonError::into_inner) = state;
         }
         spare
     }
@@ -231,7 +252,7 @@ impl Node {
         let track = if variable == 0 { Track::Constant } else { Track::Variable };
         let (shape, dtype, device) = (of.shape, of.dtype, &of.device);
         let mut alias = match of.storage() {
-            Some(storage) => Node::realized(storage, shape, dtype, device.clone(), site),
+            Some(storage) => Node::realized(storage, &shape, dtype, device, site),
             None => {
                 let view = View { strides: shape.contiguous_strides(), offset: 0 };
                 Node::pending(Op::View(view), [of.clone()].into_iter().collect(), &shape, dtype, device, site)
@@ -242,20 +263,6 @@ impl Node {
             *node.track.get_mut() = track as u8;
         }
         alias
-    }
-
-    /// A node whose elements are there.
-    pub fn realized(
-        storage: Arc<Storage>,
-        shape: Shape,
-        dtype: DType,
-        device: Device,
-        site: &'static Location<'static>,
-    ) -> NodeRef {
-        let state = Mutex::new(State { inputs: Inputs::new(), storage: Some(storage) });
-        let (track, depth) = (AtomicU8::new(Track::Constant as u8), AtomicU32::new(0));
-        let mark = Mark::default();
-        Arc::new(Node { op: Op::Leaf, shape, dtype, device, site, variable: 0, mark, track, depth, state })
     }
 
     /// What gradients have to do with it.

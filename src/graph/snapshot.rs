@@ -44,6 +44,12 @@ impl Snapshot {
         static TAKEN: AtomicU64 = AtomicU64::new(0);
         let number = TAKEN.fetch_add(1, Ordering::Relaxed) + 1;
         let mut walk = Walk { number, entries: SmallVec::new(), key: SmallVec::new() };
+        // A path has as many nodes as it is long, and there may be more of them.
+        let deepest = roots.iter().map(|root| root.depth() as usize).max().unwrap_or(0);
+        if deepest > FEW {
+            walk.entries.reserve(2 * deepest);
+            walk.key.reserve(2 * deepest * 8);
+        }
         walk.key.push(fuse as u64);
         let mut positions = SmallVec::new();
         for root in roots {

@@ -54,7 +54,7 @@ impl Rule for Adam {
     }
 
     fn accumulate(&self, p: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Vec<Tensor>> {
-        moments(&(g + &(p * now.weight_decay)?)?, slots, self.betas)
+        moments(&(g + &(p * now.number("weight decay", now.weight_decay, p)?)?)?, slots, self.betas, now)
     }
 
     fn apply(&self, p: &Tensor, _: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor> {
@@ -74,12 +74,12 @@ impl Rule for AdamW {
         check(self.betas, self.eps, self.weight_decay)
     }
 
-    fn accumulate(&self, _: &Tensor, g: &Tensor, slots: &[Tensor], _: &Now) -> Result<Vec<Tensor>> {
-        moments(g, slots, self.betas)
+    fn accumulate(&self, _: &Tensor, g: &Tensor, slots: &[Tensor], now: &Now) -> Result<Vec<Tensor>> {
+        moments(g, slots, self.betas, now)
     }
 
     fn apply(&self, p: &Tensor, _: &Tensor, slots: &[Tensor], now: &Now) -> Result<Tensor> {
-        let p = (p * (1.0 - now.learning_rate * now.weight_decay))?;
+        let p = (p * now.number("shrink", 1.0 - now.learning_rate * now.weight_decay, p)?)?;
         descend(&p, slots, self.betas, self.eps, now)
     }
 }
@@ -92,9 +92,10 @@ fn check(betas: (f64, f64), eps: f64, weight_decay: f64) -> Result<()> {
 }
 
 /// m = b1 m + (1 - b1) g and v = b2 v + (1 - b2) g^2.
-fn moments(g: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64)) -> Result<Vec<Tensor>> {
-    let first = ((&slots[0] * b1)? + (g * (1.0 - b1))?)?;
-    let second = ((&slots[1] * b2)? + (g.sqr()? * (1.0 - b2))?)?;
+fn moments(g: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), now: &Now) -> Result<Vec<Tensor>> {
+    let number = |name: &'static str, number: f64| now.number(name, number, g);
+    let first = ((&slots[0] * number("b1", b1)?)? + (g * number("1 - b1", 1.0 - b1)?)?)?;
+    let second = ((&slots[1] * number("b2", b2)?)? + (g.sqr()? * number("1 - b2", 1.0 - b2)?)?)?;
     Ok(vec![first, second])
 }
 
@@ -105,7 +106,8 @@ fn descend(p: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), eps: f64, now: &N
     let (rate, spread) = match now.taken()? {
         Taken::Host(taken) => {
             let (c1, c2) = (1.0 - b1.powf(taken), 1.0 - b2.powf(taken));
-            ((first * (now.learning_rate / c1))?, (second.sqrt()? * (1.0 / c2.sqrt()))?)
+            let rate = now.number("rate", now.learning_rate / c1, p)?;
+            ((first * rate)?, (second.sqrt()? * now.number("spread", 1.0 / c2.sqrt(), p)?)?)
         }
         Taken::Device(taken) => {
             // expm1 keeps the digits that 1 - b^step would lose in f32.
@@ -115,5 +117,5 @@ fn descend(p: &Tensor, slots: &[Tensor], (b1, b2): (f64, f64), eps: f64, now: &N
             ((first * rate)?, (second.sqrt()? * spread)?)
         }
     };
-    p - &(rate / (spread + eps)?)?
+    p - &(rate / (spread + now.number("eps", eps, p)?)?)?
 }

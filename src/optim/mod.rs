@@ -107,7 +107,13 @@ impl Now {
         })
     }
 
-    /// A number that is the same for all parameters of a dtype, recorded once for all of them.
+    /// A number of the step, as a scalar of `like`'s dtype; recorded once for all parameters of that dtype. What is
+    /// named differently is apart, whatever it is, so that the plan stays the same.
+    pub(crate) fn number(&self, name: &'static str, number: f64, like: &Tensor) -> Result<Tensor> {
+        self.shared(name, like.dtype(), || Tensor::full((), number, like.dtype(), like.device()))
+    }
+
+    /// The same for a number that is computed.
     pub(crate) fn shared(
         &self,
         name: &'static str,

@@ -23,7 +23,7 @@ impl Tensor {
         }
         device.needs_support("from_slice", T::DTYPE)?;
         let node =
-            Node::realized(Arc::new(device.upload(values)?), shape, T::DTYPE, device.clone(), Location::caller());
+            Node::realized(Arc::new(device.upload(values)?), &shape, T::DTYPE, device, Location::caller());
         Ok(Tensor(node))
     }
 
@@ -55,7 +55,7 @@ impl Tensor {
         if !device.owns(&buffer.0) {
             return Err(Error::arg("from_buffer", format!("the buffer is none of {device}")));
         }
-        let node = Node::realized(Arc::new(buffer.0), shape, dtype, device.clone(), Location::caller());
+        let node = Node::realized(Arc::new(buffer.0), &shape, dtype, device, Location::caller());
         Ok(Tensor(node))
     }
 

@@ -132,7 +132,7 @@ impl Tensor {
     #[track_caller]
     fn empty(shape: Shape, dtype: DType, device: &Device) -> Result<Tensor> {
         let storage = Arc::new(Storage::new(device.buffer_pool(), 0)?);
-        Ok(Tensor(Node::realized(storage, shape, dtype, device.clone(), Location::caller())))
+        Ok(Tensor(Node::realized(storage, &shape, dtype, device, Location::caller())))
     }
 
     pub(crate) fn same_device(&self, op: &'static str, other: &Tensor) -> Result<()> {

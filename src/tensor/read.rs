@@ -125,7 +125,7 @@ impl Tensor {
         let (storage, start) = self.stretch(Purpose::Reading)?;
         let size = self.dtype().size();
         let moved = device.bring(self.device(), &storage, start * size, self.numel() * size)?;
-        let node = Node::realized(moved, *self.shape(), self.dtype(), device.clone(), Location::caller());
+        let node = Node::realized(moved, self.shape(), self.dtype(), device, Location::caller());
         Ok(Tensor(node))
     }
 

@@ -48,8 +48,16 @@ struct Compiled {
     /// How often it ran on a GPU, and what is prepared for the next time.
     gpu_runs: AtomicU32,
     prepared: OnceLock<Prepared>,
+    flows: Vec<Flow>,
     /// Whether any launch reads indices.
     can_fault: bool,
+}
+
+/// What a kernel reads and writes.
+struct Flow {
+    can_fault: bool,
+    reads: Vec<u32>,
+    outputs: Vec<u32>,
 }
 
 /// What an evaluation is for.
@@ -165,9 +173,11 @@ fn evaluate_on(
     loop {
         // One evaluation at a time: plans may overwrite buffers that no other graph can see.
         let mut engine = engine();
+        let here = |root: &&NodeRef| root.depth() > 0 && root.device == *device;
         let mut pending: SmallVec<[NodeRef; 4]> = SmallVec::new();
-        for root in roots.iter().filter(|root| root.depth() > 0 && root.device == *device) {
-            if !pending.iter().any(|p| Arc::ptr_eq(p, root)) {
+        let mut seen = FxHashSet::default();
+        for root in roots.iter().filter(here) {
+            if roots.len() == 1 || seen.insert(root.id()) {
                 pending.push(root.clone());
             }
         }
@@ -194,7 +204,7 @@ fn evaluate_on(
             continue;
         }
         if let Place::Cpu(Some(gpu)) = place
-            && let Some(obstacle) = obstacle(gpu, &compiled.plan, &snapshot)?
+            && let Some(obstacle) = obstacle(gpu, &compiled.flows, &snapshot)?
         {
             drop((engine, snapshot));
             match obstacle {
@@ -270,13 +280,20 @@ enum Place<'a> {
 
 impl Compiled {
     fn new(plan: Plan) -> Compiled {
-        let can_fault = plan.steps.iter().flatten().any(|part| part.kernel.can_fault());
+        let flow = |part: &schedule::Part| Flow {
+            can_fault: part.kernel.can_fault(),
+            reads: part.kernel.reads(),
+            outputs: part.kernel.outputs.iter().map(|output| output.node).collect(),
+        };
+        let flows: Vec<Flow> = plan.steps.iter().flatten().map(flow).collect();
+        let can_fault = flows.iter().any(|flow| flow.can_fault);
         Compiled {
             plan,
             cpu: OnceLock::new(),
             gpu: OnceLock::new(),
             gpu_runs: AtomicU32::new(0),
             prepared: OnceLock::new(),
+            flows,
             can_fault,
         }
     }
@@ -329,8 +346,8 @@ enum Obstacle {
 
 /// # Errors
 /// A fault that is known of what the plan reads; a device that fails.
-fn obstacle(gpu: &Gpu, plan: &Plan, snapshot: &Snapshot) -> Result<Option<Obstacle>> {
-    let reads: FxHashSet<u32> = plan.steps.iter().flatten().flat_map(|part| part.kernel.reads()).collect();
+fn obstacle(gpu: &Gpu, flows: &[Flow], snapshot: &Snapshot) -> Result<Option<Obstacle>> {
+    let reads: FxHashSet<u32> = flows.iter().flat_map(|flow| flow.reads.iter().copied()).collect();
     let inputs = reads.into_iter().map(|node| &snapshot.entries[node as usize]).filter(|entry| entry.realized);
     let mut memory: Vec<Bound> = Vec::new();
     for entry in inputs {
@@ -420,9 +437,10 @@ fn run(
             let run = run_on_gpu(gpu, compiled, snapshot, &slots, &mut memory, watch.as_ref(), prepared);
             let verdict = watch.map(|watch| gpu.finish(watch));
             run?;
-            let suspects = if verdict.is_some() { suspects(plan, snapshot, &memory) } else { FxHashSet::default() };
+            let suspects = verdict.as_ref().map(|_| suspects(&compiled.flows, snapshot, &memory));
             for &node in plan.kept.iter().chain(plan.shared.iter().map(|(_, base)| base)) {
-                memory.of(node)?.set_verdict(verdict.clone().filter(|_| suspects.contains(&node)));
+                let suspect = suspects.as_ref().is_some_and(|suspects| suspects[node as usize]);
+                memory.of(node)?.set_verdict(verdict.as_ref().filter(|_| suspect).cloned());
             }
         }
     }
@@ -443,16 +461,15 @@ fn unprepared() -> Error {
     Error::internal("engine::run", "a plan that is not prepared")
 }
 
-/// What a plan computes with indices that it reads, or from what an evaluation without a verdict yet wrote.
-fn suspects(plan: &Plan, snapshot: &Snapshot, memory: &Memory) -> FxHashSet<u32> {
-    let open = |node: &u32| {
-        let entry = &snapshot.entries[*node as usize];
-        entry.realized && memory.0[*node as usize].as_ref().is_some_and(|storage| storage.verdict().is_some())
-    };
-    let mut suspects: FxHashSet<u32> = (0..snapshot.entries.len() as u32).filter(open).collect();
-    for kernel in plan.steps.iter().flatten().map(|part| &part.kernel) {
-        if kernel.can_fault() || kernel.reads().iter().any(|node| suspects.contains(node)) {
-            suspects.extend(kernel.outputs.iter().map(|output| output.node));
+/// For each node, whether a plan computes it with indices that it reads, or from what an evaluation without a verdict
+/// yet wrote.
+fn suspects(flows: &[Flow], snapshot: &Snapshot, memory: &Memory) -> Vec<bool> {
+    let open = |storage: &Option<Arc<Storage>>| storage.as_ref().is_some_and(|storage| storage.verdict().is_some());
+    let mut suspects: Vec<bool> =
+        snapshot.entries.iter().zip(&memory.0).map(|(entry, storage)| entry.realized && open(storage)).collect();
+    for flow in flows {
+        if flow.can_fault || flow.reads.iter().any(|&node| suspects[node as usize]) {
+            flow.outputs.iter().for_each(|&node| suspects[node as usize] = true);
         }
     }
     suspects

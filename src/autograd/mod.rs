@@ -375,8 +375,9 @@ impl Trace {
             }
             for (i, step) in self.steps.iter().enumerate().rev().filter(|(_, step)| step.wanted) {
                 let Some(gradient) = gradients[i].take() else { continue };
+                let rule = rules::Rule::new(&step.node, &gradient)?;
                 for (operand, at) in step.inputs.iter().enumerate().filter_map(|(j, at)| Some((j, (*at)?))) {
-                    let term = rules::gradient(&step.node, operand, &gradient)?;
+                    let term = rule.gradient(operand)?;
                     gradients[at] = Some(match gradients[at].take() {
                         Some(sum) => (sum + term)?,
                         None => term,

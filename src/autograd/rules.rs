@@ -5,17 +5,51 @@ use crate::error::{Error, Result};
 use crate::graph::{Node, NodeRef, Op, is_recording, with_recording};
 use crate::ops::{Elementwise, Expr, Reduction};
 use crate::shape::{Dims, Shape};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, attention_gradient, attention_products, composed_attention};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// Gradient of operand number `operand` of `node`, given the gradient `g` of its result.
-pub(super) fn gradient(node: &NodeRef, operand: usize, g: &Tensor) -> Result<Tensor> {
-    let inputs: SmallVec<[Tensor; 3]> = node.state().inputs.iter().cloned().map(Tensor).collect();
+/// The rule of a node, given the gradient of its result.
+pub(super) struct Rule<'a> {
+    node: &'a NodeRef,
+    inputs: SmallVec<[Tensor; 3]>,
+    g: &'a Tensor,
+    /// What the gradients of all operands of attention need.
+    products: Option<Tensor>,
+}
+
+impl<'a> Rule<'a> {
+    pub fn new(node: &'a NodeRef, g: &'a Tensor) -> Result<Rule<'a>> {
+        let inputs = node.state().inputs.iter().cloned().map(Tensor).collect();
+        let products = match node.op {
+            Op::Attention(_) if !is_recording() => Some(attention_products(&Tensor(node.clone()), g)?),
+            _ => None,
+        };
+        Ok(Rule { node, inputs, g, products })
+    }
+
+    /// The gradient of operand number `operand`.
+    pub fn gradient(&self, operand: usize) -> Result<Tensor> {
+        let Rule { node, inputs, g, products } = self;
+        let Op::Attention(op) = &node.op else { return gradient(node, inputs, operand, g) };
+        match products {
+            Some(products) => attention_gradient(op, inputs, operand, g, products),
+            // With derivatives of its own to come.
+            None => {
+                let whole = composed_attention(op, inputs)?;
+                let mut found = super::grad_with(&whole, g, &[&inputs[operand]], true)?;
+                found.pop().ok_or_else(|| Error::internal("autograd::attention", "no gradient"))
+            }
+        }
+    }
+}
+
+/// Gradient of operand number `operand` of `node`, given its inputs and the gradient `g` of its result.
+fn gradient(node: &NodeRef, inputs: &[Tensor], operand: usize, g: &Tensor) -> Result<Tensor> {
     let input = &inputs[operand];
     match node.op {
-        Op::Elementwise(op) => elementwise(op, &inputs, &Tensor(node.clone()), g, operand),
+        Op::Elementwise(op) => elementwise(op, inputs, &Tensor(node.clone()), g, operand),
         Op::Cast => g.to_dtype(input.dtype()),
         Op::View(view) => view::adjoint(g, &view, input.shape()),
         Op::Copy => Ok(g.clone()),
@@ -33,7 +67,7 @@ pub(super) fn gradient(node: &NodeRef, operand: usize, g: &Tensor) -> Result<Ten
         Op::Pad { before } => {
             before.iter().enumerate().try_fold(g.clone(), |g, (i, &start)| g.narrow(i, start, input.dims()[i]))
         }
-        Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } | Op::Bound { .. } => {
+        Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } | Op::Bound { .. } | Op::Attention(_) => {
             Err(Error::NoGradient { op: node.op.name(), reason: "the op has no gradient".into() })
         }
     }

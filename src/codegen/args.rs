@@ -16,6 +16,8 @@ pub(super) enum Field {
     Matmul,
     /// A `TlScatter`.
     Scatter,
+    /// A `TlAttention`.
+    Attention,
 }
 
 impl Field {
@@ -24,6 +26,7 @@ impl Field {
             Field::Long | Field::Pointer(_) => 8,
             Field::Matmul => 48,
             Field::Scatter => 32,
+            Field::Attention => 128,
             _ => 4,
         }
     }
@@ -37,6 +40,7 @@ impl Field {
             Field::Pointer(text) => text,
             Field::Matmul => "TlMatmul",
             Field::Scatter => "TlScatter",
+            Field::Attention => "TlAttention",
         }
     }
 
@@ -62,6 +66,9 @@ pub(crate) enum Fill {
     Product([i64; 4], [u32; 3]),
     /// A scatter's strides (of the source: terms, columns; of the index) and sizes (terms, columns).
     Scatter([i64; 3], [u32; 2]),
+    /// Attention's strides (of q, k and v: batch, position, head, width), sizes (heads, heads that share keys, queries,
+    /// keys, width), scale, and whether it is causal.
+    Attention(Box<([[i64; 4]; 3], [u32; 5], f32, bool)>),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
     Tag { node: u32, limit: usize },
     /// The address of a buffer.
@@ -130,6 +137,13 @@ impl Fields {
                 (Fill::Scatter(strides, sizes), _) => {
                     bytes.extend(strides.iter().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
+                }
+                (Fill::Attention(parts), _) => {
+                    let (strides, sizes, scale, causal) = &**parts;
+                    bytes.extend(strides.iter().flatten().flat_map(|s| s.to_le_bytes()));
+                    bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
+                    bytes.extend(scale.to_le_bytes());
+                    bytes.extend([u32::from(*causal), 0].iter().flat_map(|s| s.to_le_bytes()));
                 }
                 (fill, size) => {
                     patches.push(Patch { at: bytes.len(), fill: fill.clone() });

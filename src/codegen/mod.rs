@@ -10,6 +10,7 @@
 //! - products and scatters fill in the templates of `shaders/` (`product`, in tiles that `choice` picks; `scatter`).
 
 mod args;
+mod attention;
 mod choice;
 mod emit;
 mod map;
@@ -107,7 +108,7 @@ struct Piece {
 }
 
 /// The shaders that a text may use; each is added where one of its names appears.
-const SHADERS: [(&str, &[&str], &str); 7] = [
+const SHADERS: [(&str, &[&str], &str); 8] = [
     ("fused_ops.metal", &["TlTeam"], include_str!("../../shaders/fused_ops.metal")),
     (
         "elementwise.metal",
@@ -123,6 +124,7 @@ const SHADERS: [(&str, &[&str], &str); 7] = [
     ),
     ("gradients.metal", &["tl_scatter"], include_str!("../../shaders/gradients.metal")),
     ("matmul.metal", &["tl_matmul", "tl_gemv"], include_str!("../../shaders/matmul.metal")),
+    ("attention.metal", &["tl_attention"], include_str!("../../shaders/attention.metal")),
 ];
 
 const FUNCTORS: &str = include_str!("../../shaders/functors.metal");
@@ -168,6 +170,9 @@ fn pieces(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (
     let emitter = || Emitter::new(kernel, machine, dtype);
     if let (Some(scatter), Some(output)) = (&kernel.scatter, kernel.outputs.first()) {
         return (scatter::render(scatter, output, &emitter), Vec::new());
+    }
+    if let Some(attention) = &kernel.attention {
+        return (attention::render(attention, &kernel.outputs, &emitter), Vec::new());
     }
     if let Some(gemm) = &kernel.gemm {
         return (vec![product::render(emitter(), gemm)], Vec::new());

@@ -14,6 +14,8 @@ mod node;
 mod snapshot;
 mod verify;
 
-pub(crate) use node::{Inputs, Node, NodeRef, Op, Random, Scalar, Track, View, is_recording, with_recording};
+pub(crate) use node::{
+    Attention, AttentionPart, Inputs, Node, NodeRef, Op, Random, Scalar, Track, View, is_recording, with_recording,
+};
 pub(crate) use snapshot::{Entry, Snapshot};
 pub(crate) use verify::verify;

@@ -46,6 +46,53 @@ pub(crate) enum Random {
     Normal,
 }
 
+/// A result of scaled dot product attention, `softmax(scale q k^T + mask) v` over the keys.
+///
+/// Inputs are q `[batch, queries, heads, width]`, k and v `[batch, keys, kv heads, width]`, then, if `masked`, a mask
+/// that broadcasts to `[batch, heads, queries, keys]`, then for an output that derivatives are taken of its
+/// [`AttentionPart::Sums`], for a gradient that of the output, the sums, and for each query the sum of output times
+/// gradient, `[batch, queries, heads]`. Each run of `heads / kv heads` heads shares keys and values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Attention {
+    pub part: AttentionPart,
+    pub scale: f32,
+    /// Query i sees keys up to i + keys - queries.
+    pub causal: bool,
+    pub masked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum AttentionPart {
+    /// The result, `[batch, queries, heads, width]`.
+    Output,
+    /// For each query the logarithm of what the softmax divides by, `[batch, queries, heads]` in f32.
+    Sums,
+    /// The gradients of q, k and v, in their shapes.
+    Query,
+    Key,
+    Value,
+}
+
+impl AttentionPart {
+    /// Whether it is one of the gradients.
+    pub fn is_gradient(self) -> bool {
+        !matches!(self, AttentionPart::Output | AttentionPart::Sums)
+    }
+}
+
+impl Attention {
+    /// How many inputs the attention itself has.
+    pub fn operands(&self) -> usize {
+        3 + usize::from(self.masked)
+    }
+
+    /// Whether it comes out of the same kernel as another one of the same operands.
+    pub fn goes_with(&self, other: &Attention) -> bool {
+        Attention { part: other.part, ..*self } == *other && self.part.is_gradient() == other.part.is_gradient()
+    }
+}
+
 /// What a node is. Operand order is that of the node's inputs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Op {
@@ -82,6 +129,8 @@ pub(crate) enum Op {
     /// Zeros, to which `out[.., input1[.., i, ..], ..] += input0[.., i, ..]` is added along `axis`, in the
     /// order of i; the indices broadcast. `name` is the call's.
     Scatter { axis: u8, name: &'static str },
+    /// See there.
+    Attention(Attention),
 }
 
 impl Op {
@@ -102,6 +151,8 @@ impl Op {
             Op::Gather { name, .. } | Op::Bound { name, .. } | Op::Scatter { name, .. } => name,
             Op::Cat { .. } => "cat",
             Op::Pad { .. } => "pad",
+            Op::Attention(Attention { part: AttentionPart::Output | AttentionPart::Sums, .. }) => "attention",
+            Op::Attention(_) => "attention_gradient",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A graph as an evaluation sees it: its nodes in order, and the key under which its plan is kept.
 
-use super::node::{NodeRef, Op, Scalar, Track, release};
+use super::node::{Attention, NodeRef, Op, Scalar, Track, release};
 use crate::shape::MAX_RANK;
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -218,6 +218,10 @@ impl Walk {
                 13
             }
             Op::Scatter { axis, .. } => 14 + ((axis as u64) << 8),
+            Op::Attention(Attention { part, scale, causal, masked }) => {
+                words.push(scale.to_bits() as u64);
+                15 + ((part as u64) << 8) + ((causal as u64) << 16) + ((masked as u64) << 17)
+            }
         };
         node.shape.dims().iter().for_each(|&dim| words.push(dim as u64));
         let head = tag

@@ -1,6 +1,6 @@
 //! The graph's invariants as code; `mod.rs` lists them as prose.
 
-use super::{Entry, Op, Snapshot};
+use super::{Attention, AttentionPart, Entry, Op, Snapshot};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::Sort;
@@ -55,7 +55,7 @@ fn arity(op: &Op) -> Option<usize> {
         Op::Elementwise(op) => Some(op.arity()),
         Op::Cast | Op::View(_) | Op::Copy | Op::Reduce { .. } | Op::Bound { .. } | Op::Pad { .. } => Some(1),
         Op::Matmul | Op::Gather { .. } | Op::Scatter { .. } => Some(2),
-        Op::Cat { .. } => None,
+        Op::Cat { .. } | Op::Attention(_) => None,
     }
 }
 
@@ -124,6 +124,53 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
             let all = ranks && (0..source.len()).all(fits);
             if all { Ok(()) } else { Err(format!("{source:?} by {index:?} along axis {axis}")) }
         }
+        Op::Attention(attention) => check_attention(attention, shape, dtype, inputs),
         _ => Ok(()),
     }
+}
+
+fn check_attention(
+    attention: &Attention,
+    shape: &Shape,
+    dtype: DType,
+    inputs: &[(&Shape, DType)],
+) -> Result<(), String> {
+    let more = match attention.part {
+        AttentionPart::Output => inputs.len().saturating_sub(attention.operands()).min(1),
+        AttentionPart::Sums => 0,
+        _ => 3,
+    };
+    if inputs.len() != attention.operands() + more {
+        return Err(format!("{} inputs of attention", inputs.len()));
+    }
+    let dims: Vec<&[usize]> = inputs.iter().map(|(shape, _)| shape.dims()).collect();
+    let (&[batch, queries, heads, width], &[_, keys, kv_heads, _]) = (dims[0], dims[1]) else {
+        return Err("q and k of four dimensions wanted".into());
+    };
+    let grouped = kv_heads > 0 && heads % kv_heads == 0;
+    if dims[1] != [batch, keys, kv_heads, width] || dims[1] != dims[2] || !grouped {
+        return Err(format!("attention of {:?}, {:?}, {:?}", dims[0], dims[1], dims[2]));
+    }
+    if attention.masked
+        && !(0..4).all(|i| dims[3].len() == 4 && [1, [batch, heads, queries, keys][i]].contains(&dims[3][i]))
+    {
+        return Err(format!("a mask {:?}", dims[3]));
+    }
+    let sums = ([batch, queries, heads], DType::F32);
+    let own = match attention.part {
+        AttentionPart::Sums => (&sums.0[..], sums.1),
+        AttentionPart::Output | AttentionPart::Query => (dims[0], inputs[0].1),
+        AttentionPart::Key | AttentionPart::Value => (dims[1], inputs[1].1),
+    };
+    let same = inputs[..attention.operands()].iter().all(|(_, dtype)| *dtype == inputs[0].1);
+    if own != (shape.dims(), dtype) || !same {
+        return Err(format!("{:?} of {:?} {dtype}", attention.part, shape));
+    }
+    let rest = &inputs[attention.operands()..];
+    let fits = |i: usize, (shape, dtype): &(&Shape, DType)| match (attention.part.is_gradient(), i) {
+        (true, 0) => (shape.dims(), *dtype) == (dims[0], inputs[0].1),
+        _ => (shape.dims(), *dtype) == (&sums.0[..], sums.1),
+    };
+    let all = rest.iter().enumerate().all(|(i, input)| fits(i, input));
+    if all { Ok(()) } else { Err("inputs of its gradient".into()) }
 }

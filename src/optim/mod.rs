@@ -120,7 +120,8 @@ impl Now {
         dtype: DType,
         number: impl FnOnce() -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let known = |list: &Vec<(_, Tensor)>| list.iter().find(|(key, _)| *key == (name, dtype)).map(|(_, x)| x.clone());
+        let known =
+            |list: &Vec<(_, Tensor)>| list.iter().find(|(key, _)| *key == (name, dtype)).map(|(_, x)| x.clone());
         if let Some(number) = known(&self.shared.borrow()) {
             return Ok(number);
         }

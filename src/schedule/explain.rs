@@ -15,7 +15,7 @@ pub(crate) struct Report {
 /// One launch of a plan.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelReport {
-    /// `map`, `rows`, `reduce`, `matmul` or `scatter`.
+    /// `map`, `rows`, `reduce`, `matmul`, `scatter` or `attention`.
     pub kind: &'static str,
     /// How many kernels that are alike it runs.
     pub parts: usize,
@@ -78,6 +78,7 @@ fn kind(kernel: &Kernel) -> &'static str {
     let elements = kernel.outputs.iter().any(|o| kernel.values[o.value as usize].level == Level::Element);
     match kernel.gemm {
         _ if kernel.scatter.is_some() => "scatter",
+        _ if kernel.attention.is_some() => "attention",
         Some(_) => "matmul",
         None if folds && elements => "rows",
         None if folds => "reduce",
@@ -105,7 +106,8 @@ impl Kernel {
             .sum();
         let of_product = self.gemm.as_ref().map_or(0, |g| 2 * g.m * g.n * g.k * g.products());
         let of_scatter = self.scatter.as_ref().map_or(0, |s| s.extents.iter().product());
-        of_values + of_product + of_scatter
+        let of_attention = self.attention.as_ref().map_or(0, |a| a.operations());
+        of_values + of_product + of_scatter + of_attention
     }
 }
 

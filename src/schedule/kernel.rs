@@ -1,7 +1,7 @@
 //! What a kernel computes: values over a loop nest, for any device to render or interpret.
 
 use crate::dtype::DType;
-use crate::graph::Random;
+use crate::graph::{AttentionPart, Random};
 use crate::ops::{Elementwise, Reduction};
 use crate::shape::{Dims, Strides, position};
 
@@ -23,6 +23,8 @@ pub(crate) struct Kernel {
     pub gemm: Option<Gemm>,
     /// Scatters into the only output, whose value says nothing then.
     pub scatter: Option<Scatter>,
+    /// Computes the outputs, whose value says nothing then.
+    pub attention: Option<Attention>,
     /// The nodes computed inside, in graph order.
     pub nodes: Vec<u32>,
     /// Those of them whose elements are computed more than once.
@@ -153,6 +155,60 @@ pub(crate) struct Scatter {
     pub node: u32,
 }
 
+/// Scaled dot product attention, or its gradients: see [`crate::graph::Attention`].
+#[derive(Clone, Debug)]
+pub(crate) struct Attention {
+    pub batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub width: usize,
+    pub dtype: DType,
+    pub scale: f32,
+    pub causal: bool,
+    /// Strides along batch, position, head, width.
+    pub q: Strided,
+    pub k: Strided,
+    pub v: Strided,
+    /// Strides along batch, head, query, key; 0 where it broadcasts.
+    pub mask: Option<Strided>,
+    /// For gradients.
+    pub backward: Option<Backward>,
+    /// What each output of the kernel is; outputs lie straight.
+    pub parts: Vec<AttentionPart>,
+}
+
+/// What gradients of attention are computed from, beside its operands.
+#[derive(Clone, Debug)]
+pub(crate) struct Backward {
+    /// The gradient of the output; strides as of q.
+    pub gradient: Strided,
+    /// Strides along batch, query, head.
+    pub sums: Strided,
+    pub products: Strided,
+}
+
+impl Attention {
+    /// What it reads.
+    pub fn inputs(&self) -> impl Iterator<Item = &Strided> {
+        let backward = self.backward.iter().flat_map(|b| [&b.gradient, &b.sums, &b.products]);
+        [&self.q, &self.k, &self.v].into_iter().chain(&self.mask).chain(backward)
+    }
+
+    /// The output that is this part.
+    pub fn output(&self, part: AttentionPart) -> Option<usize> {
+        self.parts.iter().position(|&other| other == part)
+    }
+
+    /// Multiplications and additions: two products, or for gradients seven, of queries and keys.
+    pub fn operations(&self) -> usize {
+        let products = if self.backward.is_some() { 14 } else { 4 };
+        let pairs = self.queries.saturating_mul(self.keys) / if self.causal { 2 } else { 1 };
+        pairs.saturating_mul(products * self.batch * self.heads * self.width)
+    }
+}
+
 /// How loops read a stored node.
 #[derive(Clone, Debug)]
 pub(crate) struct Strided {
@@ -230,6 +286,7 @@ impl Kernel {
             })
             .chain(self.gemm.iter().flat_map(|g| [g.a.node, g.b.node]))
             .chain(self.scatter.iter().flat_map(|s| [s.source.node, s.index.node]))
+            .chain(self.attention.iter().flat_map(|a| a.inputs().map(|input| input.node)))
             .collect();
         nodes.sort_unstable();
         nodes.dedup();

@@ -8,12 +8,13 @@
 //! What does not fit ends the attempt with a [`Stop`], which says what to change before the next: a
 //! node to store, or a finer loop nest.
 
+mod attention;
 mod build;
 mod product;
 mod rows;
 
 use super::access::{Access, Misfit, strided_base};
-use super::kernel::{Kernel, Scatter, Strided, ValueOp};
+use super::kernel::{Attention, Kernel, Scatter, Strided, ValueOp};
 use crate::dtype::DType;
 use crate::graph::{Entry, Op, Snapshot, View};
 use crate::ops::{Elementwise, Rounding};
@@ -92,6 +93,7 @@ pub(crate) fn lower(context: &Context, target: &Target, loops: &Loops) -> Result
         gemm_owner: None,
         absorbing: Vec::new(),
         scatter: None,
+        attention: None,
         depth: 0,
         finishing: false,
     };
@@ -120,6 +122,8 @@ struct Lowering<'c, 'g> {
     /// Stored nodes that are being computed on the way.
     absorbing: Vec<u32>,
     scatter: Option<Scatter>,
+    /// Beside it, the nodes that come out of the same kernel.
+    attention: Option<(Attention, Vec<u32>)>,
     depth: usize,
     /// Inside the input of a fold over all rows.
     finishing: bool,
@@ -316,6 +320,7 @@ impl Lowering<'_, '_> {
             Op::Cat { .. } => Err(Stop::Store(node, "its parts are written in place")),
             Op::Pad { before } => self.pad(node, &before, inputs[0], at),
             Op::Scatter { axis, .. } => self.scatter(node, axis as usize, &inputs),
+            Op::Attention(attention) => self.attention(node, attention),
         }
     }
 

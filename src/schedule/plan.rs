@@ -97,6 +97,7 @@ impl<'g> Planner<'g> {
     fn new(graph: &'g Snapshot, options: &'g Options) -> Self {
         let pending = |i: usize| !graph.entries[i].realized;
         let transparent = |i: usize| matches!(graph.entries[i].node.op, Op::Scalar(_) | Op::View(_));
+        let alone = |i: usize| matches!(graph.entries[i].node.op, Op::Attention(_));
         // What someone holds may be asked for later. A short chain is then computed again; a long one is
         // stored on the way, or a state that is only ever read through a loss would grow for ever.
         let worth_keeping = |i: usize| {
@@ -104,7 +105,13 @@ impl<'g> Planner<'g> {
             entry.held && entry.node.depth() > HELD_DEPTH && is_computed(&entry.node.op)
         };
         let mut stored: Vec<bool> = (0..graph.entries.len())
-            .map(|i| !pending(i) || graph.entries[i].root || worth_keeping(i) || (!options.fuse && !transparent(i)))
+            .map(|i| {
+                !pending(i)
+                    || graph.entries[i].root
+                    || alone(i)
+                    || worth_keeping(i)
+                    || (!options.fuse && !transparent(i))
+            })
             .collect();
         let mut report = Report::default();
         for (node, reader) in operands_in_memory(graph) {
@@ -506,7 +513,7 @@ fn operands_in_memory(graph: &Snapshot) -> Vec<(u32, u32)> {
     let mut list = Vec::new();
     for (reader, entry) in graph.entries.iter().enumerate().filter(|(_, e)| !e.realized) {
         let operands = match entry.node.op {
-            Op::Matmul | Op::Scatter { .. } => &entry.inputs[..],
+            Op::Matmul | Op::Scatter { .. } | Op::Attention(_) => &entry.inputs[..],
             Op::Gather { .. } | Op::Pad { .. } => &entry.inputs[..1],
             _ => &[],
         };
@@ -523,7 +530,8 @@ fn is_computed(op: &Op) -> bool {
 /// A dying buffer that an output may be written over: a map that reads it exactly where it writes.
 fn donor(kernel: &Kernel, output: &super::Output, graph: &Snapshot, may_take: &dyn Fn(u32) -> bool) -> Option<u32> {
     use super::ValueOp;
-    if kernel.gemm.is_some() || kernel.scatter.is_some() || kernel.has_reduce() || !kernel.outer.is_empty() {
+    let apart = kernel.gemm.is_some() || kernel.scatter.is_some() || kernel.attention.is_some();
+    if apart || kernel.has_reduce() || !kernel.outer.is_empty() {
         return None;
     }
     let bytes = graph.entries[output.node as usize].node.bytes();

@@ -55,6 +55,10 @@ impl Search<'_> {
             }
             Op::Reduce { op: Reduction::Prod, .. } => self.need(entry.inputs[0]),
             Op::Gather { .. } | Op::Scatter { .. } => self.need(entry.inputs[1]),
+            Op::Attention(_) => {
+                entry.inputs.iter().for_each(|&input| self.need(input));
+                self.need(node);
+            }
             _ => {}
         }
     }
@@ -72,7 +76,7 @@ impl Search<'_> {
             }
             match entry.node.op {
                 _ if self.stored[node as usize] => self.saved[node as usize] = true,
-                Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Cat { .. } => {
+                Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Attention(_) | Op::Cat { .. } => {
                     self.saved[node as usize] = true
                 }
                 _ => list.extend(&entry.inputs),

@@ -22,8 +22,7 @@ impl Tensor {
             return Err(Error::shape("from_slice", &shape, reason));
         }
         device.needs_support("from_slice", T::DTYPE)?;
-        let node =
-            Node::realized(Arc::new(device.upload(values)?), &shape, T::DTYPE, device, Location::caller());
+        let node = Node::realized(Arc::new(device.upload(values)?), &shape, T::DTYPE, device, Location::caller());
         Ok(Tensor(node))
     }
 

@@ -1,6 +1,7 @@
 //! Layer 6: the user's type. Calls check shapes and dtypes and record a node; nothing is computed
 //! until elements are read.
 
+mod attention;
 mod autocast;
 mod conv;
 mod create;
@@ -16,6 +17,10 @@ mod read;
 mod reduce;
 mod view;
 
+pub use attention::AttentionOptions;
+pub(crate) use attention::{
+    composed as composed_attention, gradient as attention_gradient, products as attention_products,
+};
 pub use autocast::autocast;
 pub(crate) use autocast::{full_precision, operand as autocast_operand};
 pub use conv::ConvOptions;

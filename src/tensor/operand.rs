@@ -77,14 +77,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         device.needs_support(op, dtype)?;
         let value = fit(value, op, dtype)?;
-        let node = Node::pending(
-            Op::Scalar(value),
-            Default::default(),
-            &Shape::scalar(),
-            dtype,
-            device,
-            Location::caller(),
-        );
+        let node =
+            Node::pending(Op::Scalar(value), Default::default(), &Shape::scalar(), dtype, device, Location::caller());
         Ok(Tensor(node))
     }
 }

@@ -93,6 +93,13 @@ impl<'k> Compiler<'k> {
             let (scatter, buffers) = (Some((scatter.clone(), bound)), self.buffers);
             return Ok(Program { scatter, buffers, rows: 1, row_len: elements, ..Program::default() });
         }
+        if let Some(attention) = &self.kernel.attention {
+            let inputs = attention.inputs().map(|input| self.buffer(input.node)).collect();
+            let outputs = self.kernel.outputs.iter().map(|output| self.buffer(output.node)).collect();
+            let elements = attention.operations();
+            let attention = Some((attention.clone(), [inputs, outputs], self.isa));
+            return Ok(Program { attention, buffers: self.buffers, rows: 1, row_len: elements, ..Program::default() });
+        }
         self.find_aliases();
         let phases = self.phase.iter().max().map_or(1, |p| p + 1);
         self.mark_needed(phases);
@@ -188,6 +195,7 @@ impl<'k> Compiler<'k> {
             kept_stride,
             gemm,
             scatter: None,
+            attention: None,
             weight: weight(kernel),
         })
     }

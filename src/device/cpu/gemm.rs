@@ -10,6 +10,7 @@
 //! How k is cut follows from the sizes alone, and a block's sums are added in the order of k: results do not depend
 //! on the number of threads, though the blocks do.
 
+mod block;
 mod kernels;
 mod pack;
 mod simd;
@@ -28,6 +29,7 @@ use std::ops::Range;
 use std::thread::LocalKey;
 use thin::Thin;
 
+pub use block::Blocks;
 pub use kernels::Accumulator;
 pub use simd::{prefetch, prefetch_far};
 

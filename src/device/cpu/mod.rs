@@ -1,5 +1,6 @@
 //! The CPU: fused kernels by a tile interpreter, matrix products by packed micro-kernels.
 
+mod attention;
 mod compile;
 mod exec;
 mod faults;

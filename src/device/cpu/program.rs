@@ -16,7 +16,7 @@ use super::isa::Isa;
 use super::tile::{ArgFn, ArgMergeFn, TileFn};
 use super::walk::Walk;
 use crate::dtype::DType;
-use crate::schedule::{Gemm, Level, Scatter};
+use crate::schedule::{Attention, Gemm, Level, Scatter};
 
 /// Elements in a tile: 4 KB of f32, a few of which stay in a first-level cache.
 pub const TILE: usize = 1024;
@@ -90,6 +90,8 @@ pub(crate) struct Program {
     pub gemm: Option<Product>,
     /// The whole program, if it is one; with the buffers of source, index and output.
     pub scatter: Option<(Scatter, [usize; 3])>,
+    /// The whole program, if it is one; with the buffers of inputs and outputs, and the instruction set.
+    pub attention: Option<(Attention, [Vec<usize>; 2], Isa)>,
     /// Rough instructions an element.
     pub weight: usize,
 }

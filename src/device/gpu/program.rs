@@ -279,7 +279,7 @@ fn arguments(
                 put(patch.at, &bindings.watch.map_or(0, |watch| watch.tag(site)).to_le_bytes());
             }
             Fill::Address(binding) => put(patch.at, &address(binding)?.to_le_bytes()),
-            Fill::Known(_) | Fill::Product(..) | Fill::Scatter(..) => {}
+            Fill::Known(_) | Fill::Product(..) | Fill::Scatter(..) | Fill::Attention(..) => {}
         }
     }
     Ok(bytes)

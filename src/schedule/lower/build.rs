@@ -15,6 +15,9 @@ impl Lowering<'_, '_> {
             }
             outputs.push((node, value, at));
         }
+        // Parts that come out of the same kernel lie straight, whatever the loops.
+        let siblings = self.attention.iter().flat_map(|(_, siblings)| siblings);
+        outputs.extend(siblings.map(|&node| (node, value, root_at)));
         for output in &mut outputs {
             output.1 = self.unrounded(output.1);
         }
@@ -111,8 +114,8 @@ impl Lowering<'_, '_> {
         let gemm = self.gemm.map(|node| self.product(node));
         let repeated =
             self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
-        let scatter = self.scatter;
-        Kernel { outer, inner, values, outputs, guards, gemm, scatter, nodes: self.nodes, repeated }
+        let (scatter, attention) = (self.scatter, self.attention.map(|(attention, _)| attention));
+        Kernel { outer, inner, values, outputs, guards, gemm, scatter, attention, nodes: self.nodes, repeated }
     }
 
     /// Which values the outputs need.

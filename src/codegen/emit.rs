@@ -321,14 +321,6 @@ impl<'k> Emitter<'k> {
         }
     }
 
-    /// Whether packets of `vector` elements along the last inner loop are aligned in memory.
-    fn is_aligned(&self, reach: &Reach, vector: usize) -> bool {
-        let vector = vector as isize;
-        let around = reach.inner.len().saturating_sub(1);
-        let mut others = reach.outer.iter().chain(&reach.inner[..around]);
-        reach.offset % vector == 0 && others.all(|&s| s % vector == 0)
-    }
-
     /// Whether value `v` differs between the elements of a packet.
     fn varies(&self, v: u32, known: &[bool]) -> bool {
         let value = &self.kernel.values[v as usize];
@@ -415,7 +407,7 @@ impl<'k> Emitter<'k> {
             }
         }
         for fold in folds {
-            self.line(format!("if ({active}) {};", fold.text("u")));
+            self.line(format!("if ({active}) {};", fold.text()));
         }
         for output in outputs {
             let number = self.output_number(output);
@@ -434,7 +426,7 @@ impl<'k> Emitter<'k> {
         let at = self.position(name, reach, &chunk.inner);
         let Chunk { vector, count, .. } = chunk;
         let step = match self.stride(reach) {
-            Stride::One if self.is_aligned(reach, *vector) => {
+            Stride::One if reach.is_aligned(*vector) => {
                 self.line(format!("tl_{verb}<{vector}>({buffer} + ({at}), {count}, {array});"));
                 return;
             }
@@ -459,7 +451,7 @@ impl<'k> Emitter<'k> {
             }
         }
         for fold in folds {
-            self.line(format!("{};", fold.text("0")));
+            self.line(format!("{};", fold.text()));
         }
         outputs.iter().for_each(|output| self.store(output, &chunk.inner));
     }
@@ -496,16 +488,16 @@ pub(super) struct FoldStep {
     /// `TlSum<float>`, for example.
     pub op: String,
     pub value: u32,
-    /// Text of the first element's position among the row's elements, if the fold wants positions.
-    pub position: Option<String>,
+    /// Text of element `u`'s position among the row's elements, if the fold wants positions.
+    pub position: Option<&'static str>,
 }
 
 impl FoldStep {
-    /// The statement for element `u` of the chunk.
-    fn text(&self, u: &str) -> String {
+    /// The statement for one element, `u` of a packet.
+    fn text(&self) -> String {
         let FoldStep { into, op, value, position } = self;
         match position {
-            Some(first) => format!("{into} = {op}::both({into}, {op}::at(v{value}, long({first}) + long({u})))"),
+            Some(position) => format!("{into} = {op}::both({into}, {op}::at(v{value}, {position}))"),
             None => format!("{into} = {op}::both({into}, v{value})"),
         }
     }

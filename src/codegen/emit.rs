@@ -322,7 +322,7 @@ impl<'k> Emitter<'k> {
     }
 
     /// Whether value `v` differs between the elements of a packet.
-    fn varies(&self, v: u32, known: &[bool]) -> bool {
+    pub fn varies(&self, v: u32, known: &[bool]) -> bool {
         let value = &self.kernel.values[v as usize];
         let moves = |reach: &Reach| self.stride(reach) != Stride::Zero;
         let below = value.op.operands().any(|o| known[o as usize]);
@@ -359,24 +359,7 @@ impl<'k> Emitter<'k> {
             if !varies[v as usize] {
                 continue;
             }
-            let ty = value_type(value.dtype);
-            if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
-                let from = format!(
-                    "for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);",
-                    chunk.count
-                );
-                self.line(format!("{ty} p{v}[{n}];"));
-                self.line(from);
-                continue;
-            }
-            let buffer = self.buffer(node, false);
-            let array = if self.kept[v as usize] {
-                format!("k{v} + {} * {n}", chunk.kept)
-            } else {
-                self.line(format!("{ty} p{v}[{n}];"));
-                format!("p{v}")
-            };
-            self.transfer("load", &format!("v{v}"), &buffer, &reach, chunk, &array);
+            self.load_packet(v, node, &reach, chunk);
         }
         for &v in list.iter().filter(|&&v| !varies[v as usize]) {
             self.scalar(v, &chunk.inner, &format!("{} > 0", chunk.count));
@@ -419,6 +402,34 @@ impl<'k> Emitter<'k> {
             let name = format!("o{}", self.output_number(output));
             self.transfer("store", &name, &buffer, &output.reach, chunk, &name);
         }
+    }
+
+    /// Loads the packets of `list` alone, into the arrays of what is kept.
+    pub fn load_packets(&mut self, chunk: &Chunk, list: &[u32]) {
+        for &v in list {
+            if let ValueOp::Load { node, reach } = self.kernel.values[v as usize].op {
+                self.load_packet(v, node, &reach, chunk);
+            }
+        }
+    }
+
+    fn load_packet(&mut self, v: u32, node: u32, reach: &Reach, chunk: &Chunk) {
+        let (n, ty) = (chunk.vector, self.type_of(v));
+        if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
+            let from =
+                format!("for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);", chunk.count);
+            self.line(format!("{ty} p{v}[{n}];"));
+            self.line(from);
+            return;
+        }
+        let buffer = self.buffer(node, false);
+        let array = if self.kept[v as usize] {
+            format!("k{v} + {} * {n}", chunk.kept)
+        } else {
+            self.line(format!("{ty} p{v}[{n}];"));
+            format!("p{v}")
+        };
+        self.transfer("load", &format!("v{v}"), &buffer, reach, chunk, &array);
     }
 
     /// Moves a packet between memory and an array; `name` tells the reach's fields apart.
@@ -467,7 +478,7 @@ impl<'k> Emitter<'k> {
         self.kernel.outputs.iter().position(|o| o.node == output.node).unwrap_or(0)
     }
 
-    fn type_of(&self, v: u32) -> &'static str {
+    pub fn type_of(&self, v: u32) -> &'static str {
         value_type(self.kernel.values[v as usize].dtype)
     }
 

@@ -21,15 +21,23 @@ kernel void columns_argmax(device const int* b0 [[buffer(0)]],
         const uint lane = team.lane;
         const bool live = team.live;
         const int r0 = row;
-        const uint count = 4;
+        int k0[16];
         const int end = live ? args.n : 0;
-        for (int j = int(lane); j < end; j += 16) {
-            const int x0 = j;
-            int p0[4];
-            tl_load<4>(b0 + (args.v0_at + x0 * args.v0_i0 + r0), count, p0);
-            for (uint u = 0; u < 4; ++u) {
-                const int v0 = p0[u];
-                if (u < count) a1[u] = TlArgMax<int>::both(a1[u], TlArgMax<int>::at(v0, long(j)));
+        for (int i = int(lane); i < end; i += 64) {
+            for (uint c = 0; c < 4; ++c) {
+                const uint count = 4;
+                const int j = min(i + int(c) * 16, end - 1);
+                const int x0 = j;
+                tl_load<4>(b0 + (args.v0_at + x0 * args.v0_i0 + r0), count, k0 + c * 4);
+            }
+            for (uint c = 0; c < 4; ++c) {
+                const int j = i + int(c) * 16;
+                const uint count = j < end ? 4 : 0;
+                const int x0 = j;
+                for (uint u = 0; u < 4; ++u) {
+                    const int v0 = k0[c * 4 + u];
+                    if (u < count) a1[u] = TlArgMax<int>::both(a1[u], TlArgMax<int>::at(v0, long(j)));
+                }
             }
         }
     }

@@ -22,15 +22,23 @@ kernel void columns_sum(device const half* b0 [[buffer(0)]],
         const uint lane = team.lane;
         const bool live = team.live;
         const int r0 = row;
-        const uint count = 8;
+        float k0[32];
         const int end = live ? min(args.n, (int(segment) + 1) * args.segment_len) : 0;
-        for (int j = int(segment) * args.segment_len + int(lane); j < end; j += 8) {
-            const int x0 = j;
-            float p0[8];
-            tl_load<8>(b0 + (args.v0_at + x0 * args.v0_i0 + r0), count, p0);
-            for (uint u = 0; u < 8; ++u) {
-                const float v0 = p0[u];
-                if (u < count) a1[u] = TlSum<float>::both(a1[u], v0);
+        for (int i = int(segment) * args.segment_len + int(lane); i < end; i += 32) {
+            for (uint c = 0; c < 4; ++c) {
+                const uint count = 8;
+                const int j = min(i + int(c) * 8, end - 1);
+                const int x0 = j;
+                tl_load<8>(b0 + (args.v0_at + x0 * args.v0_i0 + r0), count, k0 + c * 8);
+            }
+            for (uint c = 0; c < 4; ++c) {
+                const int j = i + int(c) * 8;
+                const uint count = j < end ? 8 : 0;
+                const int x0 = j;
+                for (uint u = 0; u < 8; ++u) {
+                    const float v0 = k0[c * 8 + u];
+                    if (u < count) a1[u] = TlSum<float>::both(a1[u], v0);
+                }
             }
         }
     }

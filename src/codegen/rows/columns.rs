@@ -9,6 +9,9 @@ use crate::schedule::{Kernel, Level, ValueOp};
 
 /// Rows of the matrix that make a thread's walk long enough for the cost of a second dispatch.
 const LONG_WALK: usize = 32;
+/// Rows whose loads a thread has on their way at once, and packets of all its loads, at most.
+const DEPTH: usize = 4;
+const PACKETS_AT_ONCE: usize = 8;
 /// Threads that combine what segments left: as many as that of them for each of 32 columns, at most.
 const COMBINING: usize = 32;
 
@@ -21,6 +24,8 @@ pub(super) struct Packets {
     /// Neighbouring threads of a group take neighbouring packets; `slices` of them share each.
     lanes: usize,
     slices: usize,
+    /// Rows whose loads are on their way at once.
+    depth: usize,
 }
 
 impl Packets {
@@ -61,8 +66,10 @@ impl Packets {
         while vector > 1 && (!aligned(vector) || state * team_len(vector) > machine.threadgroup_bytes) {
             vector /= 2;
         }
+        let loads = inside.values.iter().filter(|v| matches!(v.op, ValueOp::Load { .. })).count();
+        let depth = (PACKETS_AT_ONCE / loads).clamp(1, DEPTH);
         let lanes = (kernel.rows() / vector).next_power_of_two().min(THREADS / vector);
-        (vector > 1).then_some(Packets { inside, vector, lanes, slices: THREADS / lanes })
+        (vector > 1).then_some(Packets { inside, vector, lanes, slices: THREADS / lanes, depth })
     }
 
     /// The form of what combines the segments.
@@ -75,7 +82,7 @@ impl Packets {
         }
         // Groups of so few threads are enough if half of what the device runs at once are there.
         let groups = 2 * (kernel.rows() / self.vector).div_ceil(self.lanes);
-        let form = whole.split(kernel, groups, n, self.slices, machine);
+        let form = whole.split(kernel, groups, n, self.slices * DEPTH / 2, machine);
         let slices = form.segments.next_power_of_two().min(COMBINING);
         Form { layout: Layout::Columns { lanes: 32, slices }, ..form }
     }
@@ -126,7 +133,7 @@ impl Rows<'_> {
 
     /// A thread's walk over the elements of its packet of columns.
     fn walk_packets<'k>(&'k self, e: &mut Emitter<'k>, packets: &'k Packets, folds: &[Fold]) {
-        let Packets { inside, vector, lanes, slices } = packets;
+        let Packets { inside, vector, lanes, slices, depth } = packets;
         let (index, kernel) = (e.index, e.kernel);
         e.kernel = inside;
         let count = e.known("packets", (self.kernel.rows() / vector) as i64);
@@ -151,16 +158,37 @@ impl Rows<'_> {
                 position: fold.op.is_arg().then_some("long(j)"),
             })
             .collect();
-        let (begin, end) = self.segment(e);
-        e.line(format!("const uint count = {vector};"));
-        e.line(format!("const {index} end = live ? {end} : 0;"));
-        e.line(format!("for ({index} j = {begin}{index}(lane); j < end; j += {slices}) {{"));
-        let mut inner = e.coordinates("j", "x", &self.kernel.inner);
-        inner.extend(column);
-        let chunk = Chunk { vector: *vector, count: "count".into(), inner, ..Chunk::default() };
         let list = Phases::of(inside, false).computed.swap_remove(0);
-        e.chunk(&chunk, &list, &[], &steps, &inside.outputs);
+        let is_packet = |&v: &u32| matches!(inside.values[v as usize].op, ValueOp::Load { .. }) && e.varies(v, &[]);
+        let (loads, others): (Vec<u32>, Vec<u32>) = list.into_iter().partition(is_packet);
+        for &v in &loads {
+            e.kept[v as usize] = true;
+            e.line(format!("{} k{v}[{}];", e.type_of(v), depth * vector));
+        }
+        let (begin, end) = self.segment(e);
+        let chunk = |inner| Chunk { vector: *vector, count: "count".into(), inner, kept: "c".into() };
+        let coordinates = |e: &mut Emitter<'k>| {
+            let mut inner = e.coordinates("j", "x", &self.kernel.inner);
+            inner.extend(column.clone());
+            inner
+        };
+        e.line(format!("const {index} end = live ? {end} : 0;"));
+        e.line(format!("for ({index} i = {begin}{index}(lane); i < end; i += {}) {{", slices * depth));
+        // All loads are on their way before the first is waited for; beyond the end the last row is loaded again.
+        e.line(format!("for (uint c = 0; c < {depth}; ++c) {{"));
+        e.line(format!("const uint count = {vector};"));
+        e.line(format!("const {index} j = min(i + {index}(c) * {slices}, end - 1);"));
+        let inner = coordinates(e);
+        e.load_packets(&chunk(inner), &loads);
         e.line("}");
+        e.line(format!("for (uint c = 0; c < {depth}; ++c) {{"));
+        e.line(format!("const {index} j = i + {index}(c) * {slices};"));
+        e.line(format!("const uint count = j < end ? {vector} : 0;"));
+        let inner = coordinates(e);
+        e.chunk(&chunk(inner), &others, &loads, &steps, &inside.outputs);
+        e.line("}");
+        e.line("}");
+        e.kept.fill(false);
         e.kernel = kernel;
     }
 }

@@ -431,7 +431,8 @@ impl Rows<'_> {
         let mut steps = Vec::new();
         for Fold { v, state, functor, source, op } in &folds {
             e.line(format!("{state} f{v} = {functor}::empty();"));
-            let position = op.is_arg().then(|| if self.form.vector > 1 { "long(j) + long(u)" } else { "long(j)" });
+            let position = if self.form.vector > 1 { "long(j) + long(u)" } else { "long(j)" };
+            let position = op.is_arg().then_some(position);
             steps.push(FoldStep { into: format!("f{v}"), op: functor.clone(), value: *source, position });
         }
         self.walk(e, p, |e, chunk| e.chunk(chunk, &phases.computed[p], &phases.found[p], &steps, &outputs));

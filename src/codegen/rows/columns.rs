@@ -68,7 +68,12 @@ impl Packets {
         }
         let loads = inside.values.iter().filter(|v| matches!(v.op, ValueOp::Load { .. })).count();
         let depth = (PACKETS_AT_ONCE / loads).clamp(1, DEPTH);
-        let lanes = (kernel.rows() / vector).next_power_of_two().min(THREADS / vector);
+        let packets = kernel.rows() / vector;
+        let mut lanes = packets.next_power_of_two().min(THREADS / vector);
+        // Narrow groups where threads of wide ones would have nothing to do, but lines of memory whole.
+        while lanes > 8 && packets.next_multiple_of(lanes) * 4 > packets * 5 {
+            lanes /= 2;
+        }
         (vector > 1).then_some(Packets { inside, vector, lanes, slices: THREADS / lanes, depth })
     }
 

@@ -128,3 +128,19 @@ inline T tl_fold_slices(T x, threadgroup T* team, uint thread_index, uint lanes,
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return x;
 }
+
+// Folds packets x of N states, one for each of N neighbouring rows, over the `slices` threads that stand `lanes` apart;
+// each of the first lanes * N threads gets the result of one row. `team` holds N * lanes * slices + 32 states.
+template <typename Op, uint N, typename T>
+inline T tl_fold_packets(thread const T* x, threadgroup T* team, uint thread_index, uint lanes, uint slices) {
+    const uint plane = lanes * slices + 32 / N; // neighbouring rows of a packet stand in banks that differ
+    for (uint u = 0; u < N; ++u) team[u * plane + thread_index] = x[u];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    T all = Op::empty();
+    if (thread_index < lanes * N) {
+        const uint first = thread_index % N * plane + thread_index / N;
+        for (uint s = 0; s < slices; ++s) all = Op::both(all, team[first + s * lanes]);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup); // the next fold writes it again
+    return all;
+}

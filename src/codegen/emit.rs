@@ -321,16 +321,8 @@ impl<'k> Emitter<'k> {
         }
     }
 
-    /// Whether packets of `vector` elements along the last inner loop are aligned in memory.
-    fn is_aligned(&self, reach: &Reach, vector: usize) -> bool {
-        let vector = vector as isize;
-        let around = reach.inner.len().saturating_sub(1);
-        let mut others = reach.outer.iter().chain(&reach.inner[..around]);
-        reach.offset % vector == 0 && others.all(|&s| s % vector == 0)
-    }
-
     /// Whether value `v` differs between the elements of a packet.
-    fn varies(&self, v: u32, known: &[bool]) -> bool {
+    pub fn varies(&self, v: u32, known: &[bool]) -> bool {
         let value = &self.kernel.values[v as usize];
         let moves = |reach: &Reach| self.stride(reach) != Stride::Zero;
         let below = value.op.operands().any(|o| known[o as usize]);
@@ -367,24 +359,7 @@ impl<'k> Emitter<'k> {
             if !varies[v as usize] {
                 continue;
             }
-            let ty = value_type(value.dtype);
-            if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
-                let from = format!(
-                    "for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);",
-                    chunk.count
-                );
-                self.line(format!("{ty} p{v}[{n}];"));
-                self.line(from);
-                continue;
-            }
-            let buffer = self.buffer(node, false);
-            let array = if self.kept[v as usize] {
-                format!("k{v} + {} * {n}", chunk.kept)
-            } else {
-                self.line(format!("{ty} p{v}[{n}];"));
-                format!("p{v}")
-            };
-            self.transfer("load", &format!("v{v}"), &buffer, &reach, chunk, &array);
+            self.load_packet(v, node, &reach, chunk);
         }
         for &v in list.iter().filter(|&&v| !varies[v as usize]) {
             self.scalar(v, &chunk.inner, &format!("{} > 0", chunk.count));
@@ -415,7 +390,7 @@ impl<'k> Emitter<'k> {
             }
         }
         for fold in folds {
-            self.line(format!("if ({active}) {};", fold.text("u")));
+            self.line(format!("if ({active}) {};", fold.text()));
         }
         for output in outputs {
             let number = self.output_number(output);
@@ -429,12 +404,40 @@ impl<'k> Emitter<'k> {
         }
     }
 
+    /// Loads the packets of `list` alone, into the arrays of what is kept.
+    pub fn load_packets(&mut self, chunk: &Chunk, list: &[u32]) {
+        for &v in list {
+            if let ValueOp::Load { node, reach } = self.kernel.values[v as usize].op {
+                self.load_packet(v, node, &reach, chunk);
+            }
+        }
+    }
+
+    fn load_packet(&mut self, v: u32, node: u32, reach: &Reach, chunk: &Chunk) {
+        let (n, ty) = (chunk.vector, self.type_of(v));
+        if let Some((_, place)) = self.staged.iter().find(|(staged, _)| *staged == v) {
+            let from =
+                format!("for (uint u = 0; u < {n}; ++u) p{v}[u] = u < {} ? {ty}({place}[u]) : {ty}(0);", chunk.count);
+            self.line(format!("{ty} p{v}[{n}];"));
+            self.line(from);
+            return;
+        }
+        let buffer = self.buffer(node, false);
+        let array = if self.kept[v as usize] {
+            format!("k{v} + {} * {n}", chunk.kept)
+        } else {
+            self.line(format!("{ty} p{v}[{n}];"));
+            format!("p{v}")
+        };
+        self.transfer("load", &format!("v{v}"), &buffer, reach, chunk, &array);
+    }
+
     /// Moves a packet between memory and an array; `name` tells the reach's fields apart.
     fn transfer(&mut self, verb: &str, name: &str, buffer: &str, reach: &Reach, chunk: &Chunk, array: &str) {
         let at = self.position(name, reach, &chunk.inner);
         let Chunk { vector, count, .. } = chunk;
         let step = match self.stride(reach) {
-            Stride::One if self.is_aligned(reach, *vector) => {
+            Stride::One if reach.is_aligned(*vector) => {
                 self.line(format!("tl_{verb}<{vector}>({buffer} + ({at}), {count}, {array});"));
                 return;
             }
@@ -459,7 +462,7 @@ impl<'k> Emitter<'k> {
             }
         }
         for fold in folds {
-            self.line(format!("{};", fold.text("0")));
+            self.line(format!("{};", fold.text()));
         }
         outputs.iter().for_each(|output| self.store(output, &chunk.inner));
     }
@@ -475,7 +478,7 @@ impl<'k> Emitter<'k> {
         self.kernel.outputs.iter().position(|o| o.node == output.node).unwrap_or(0)
     }
 
-    fn type_of(&self, v: u32) -> &'static str {
+    pub fn type_of(&self, v: u32) -> &'static str {
         value_type(self.kernel.values[v as usize].dtype)
     }
 
@@ -496,16 +499,16 @@ pub(super) struct FoldStep {
     /// `TlSum<float>`, for example.
     pub op: String,
     pub value: u32,
-    /// Text of the first element's position among the row's elements, if the fold wants positions.
-    pub position: Option<String>,
+    /// Text of element `u`'s position among the row's elements, if the fold wants positions.
+    pub position: Option<&'static str>,
 }
 
 impl FoldStep {
-    /// The statement for element `u` of the chunk.
-    fn text(&self, u: &str) -> String {
+    /// The statement for one element, `u` of a packet.
+    fn text(&self) -> String {
         let FoldStep { into, op, value, position } = self;
         match position {
-            Some(first) => format!("{into} = {op}::both({into}, {op}::at(v{value}, long({first}) + long({u})))"),
+            Some(position) => format!("{into} = {op}::both({into}, {op}::at(v{value}, {position}))"),
             None => format!("{into} = {op}::both({into}, v{value})"),
         }
     }

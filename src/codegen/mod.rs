@@ -24,7 +24,7 @@ pub(crate) use args::Fill;
 #[cfg(any(test, target_os = "macos"))]
 pub(crate) use choice::Class;
 pub(crate) use choice::{Chip, Choice, Layout, Tile};
-pub(crate) use product::{LibraryEpilogue, SUMS, epilogue_alone, library};
+pub(crate) use product::{LibraryEpilogue, SUMS, epilogue_alone, library, relu_in_place};
 
 use crate::dtype::DType;
 use crate::schedule::{Kernel, ValueOp};

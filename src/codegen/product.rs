@@ -6,7 +6,7 @@ use super::emit::{Chunk, Emitter, memory_type, value_type};
 use super::{Machine, Piece, Rendered, THREADS};
 use crate::dtype::DType;
 use crate::ops::Elementwise;
-use crate::schedule::{Gemm, Kernel, Level, Operand, Reach, ValueOp};
+use crate::schedule::{Gemm, Kernel, Level, Operand, Output, Reach, Value, ValueOp};
 use crate::shape::{Dims, contiguous_strides};
 
 /// A body of `shaders/matmul.metal`.
@@ -161,6 +161,8 @@ pub(crate) struct LibraryEpilogue {
     pub activation: Option<Elementwise>,
     pub output: u32,
     pub dtype: DType,
+    /// Whether [`relu_in_place`] follows.
+    pub relu: bool,
 }
 
 /// The epilogue of a product as a library has it.
@@ -182,8 +184,13 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
         v
     };
     let mut at = through(output.value);
-    let mut epilogue = LibraryEpilogue { bias: None, activation: None, output: output.node, dtype: output.dtype };
-    // Libraries may drop a NaN in their relu.
+    let mut epilogue =
+        LibraryEpilogue { bias: None, activation: None, output: output.node, dtype: output.dtype, relu: false };
+    // Libraries may drop a NaN in their relu. Behind the rounding it gives the same but for the sign of a zero.
+    if let ValueOp::Elementwise { op: Elementwise::Relu, operands } = value(at).op {
+        epilogue.relu = true;
+        at = through(operands[0]);
+    }
     if let ValueOp::Elementwise { op: op @ Elementwise::Gelu, operands } = value(at).op {
         epilogue.activation = Some(op);
         at = through(operands[0]);
@@ -217,4 +224,21 @@ pub(crate) fn epilogue_alone(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(
     }
     let dtype = |node: u32| if node == SUMS { DType::F32 } else { dtype(node) };
     super::render(&[&map], machine, &dtype).pop().unwrap_or_default()
+}
+
+/// A relu over the dense output of a product's kernel.
+pub(crate) fn relu_in_place(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Rendered {
+    let Some(&output) = kernel.outputs.first() else { return Rendered::default() };
+    let Output { node, dtype: of, .. } = output;
+    let reach = Reach { outer: Dims::new(), inner: Dims::filled(1, 1), offset: 0 };
+    let value = |op| Value { op, dtype: of, level: Level::Element, node };
+    let relu = ValueOp::Elementwise { op: Elementwise::Relu, operands: [0; 3] };
+    let map = Kernel {
+        inner: Dims::filled(1, kernel.row_len()),
+        values: vec![value(ValueOp::Load { node, reach }), value(relu)],
+        outputs: vec![Output { value: 1, reach, ..output }],
+        gemm: None,
+        ..kernel.clone()
+    };
+    super::render(&[&map], machine, dtype).pop().unwrap_or_default()
 }

@@ -1,12 +1,15 @@
 //! Kernels that fold: rows on chip, rows that are walked, columns, and rows split in segments.
 
+mod columns;
+
 use super::args::{Field, Fill};
 use super::emit::{Chunk, Emitter, FoldStep, value_type};
 use super::map::packet;
 use super::{Binding, Machine, Piece, THREADS};
 use crate::dtype::DType;
 use crate::ops::Reduction;
-use crate::schedule::{Kernel, Level, Output, ValueOp};
+use crate::schedule::{Kernel, Level, Output, Value, ValueOp};
+use columns::Packets;
 
 /// Elements of one value that a thread keeps in registers.
 const KEPT_ELEMENTS: usize = 32;
@@ -55,10 +58,14 @@ struct Phases {
 pub(super) fn render(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (Vec<Piece>, Vec<usize>) {
     let size = |node| dtype(node).size();
     let phases = Phases::of(kernel, true);
-    let form = Form::choose(kernel, machine, &size, &phases);
+    let packets = Packets::of(kernel, machine, &size);
+    let form = match &packets {
+        Some(packets) => packets.form(kernel, machine),
+        None => Form::choose(kernel, machine, &size, &phases),
+    };
     let phases = if form.chunks > 0 { phases } else { Phases::of(kernel, false) };
     let mut scratch = Vec::new();
-    let rows = Rows { kernel, form, phases };
+    let rows = Rows { kernel, form, phases, packets };
     let places = rows.places(&mut scratch);
     let mut pieces = Vec::new();
     let dispatches = if form.segments > 1 { rows.phases.count } else { 1 };
@@ -77,10 +84,23 @@ struct Places {
     note: Vec<Option<usize>>,
 }
 
+/// A fold over the elements of a row.
+struct Fold {
+    /// The value that it gives, and the one that it folds.
+    v: usize,
+    source: u32,
+    op: Reduction,
+    /// As [`fold_types`] has them.
+    state: &'static str,
+    functor: String,
+}
+
 struct Rows<'k> {
     kernel: &'k Kernel,
     form: Form,
     phases: Phases,
+    /// How the elements are folded if columns are taken in packets; the form is then that of what comes after.
+    packets: Option<Packets>,
 }
 
 impl Phases {
@@ -154,7 +174,7 @@ impl Form {
                 _ => (32, machine.threads.min(1024) / 32),
             };
             let form = Form { layout: Layout::Columns { lanes, slices }, ..whole };
-            return form.split(kernel, rows.div_ceil(lanes), n, slices * 16, machine);
+            return form.split(kernel, rows.div_ceil(lanes), n, slices * 4, machine);
         }
         let mut vector = packet(kernel, size);
         while kernel.inner.len() > 1 && kernel.inner.last().is_some_and(|e| e % vector != 0) {
@@ -227,6 +247,9 @@ impl Rows<'_> {
     fn dispatch(&self, d: usize, mut e: Emitter, places: &Places) -> Piece {
         let (form, phases) = (self.form, &self.phases);
         let split = form.segments > 1;
+        if let Some(packets) = self.packets.as_ref().filter(|_| d == 0) {
+            return self.packets_of_columns(e, packets, places);
+        }
         let (groups, threads) = self.opening(&mut e);
         let outer = self.kernel.outer;
         e.outer = if outer.is_empty() { Vec::new() } else { e.coordinates("row", "r", &outer) };
@@ -239,21 +262,7 @@ impl Rows<'_> {
         }
         let run = if split { d..d + 1 } else { 0..phases.count };
         for p in run {
-            // What is one number a row: of this phase, or, where each phase begins anew, of all before.
-            for v in 0..self.kernel.values.len() {
-                let value = self.kernel.values[v];
-                let here = if split { phases.phase[v] <= p } else { phases.phase[v] == p };
-                match value.op {
-                    ValueOp::Reduce { op, value: source } if here && split => {
-                        self.gather_partials(&mut e, v, op, source, places);
-                    }
-                    ValueOp::Reduce { .. } => {}
-                    _ if here && value.level != Level::Element && !phases.late[v] => {
-                        e.scalar(v as u32, &[], "live");
-                    }
-                    _ => {}
-                }
-            }
+            self.row_values(&mut e, p, places);
             self.store_row(&mut e, p, places);
             self.elements(&mut e, p, places);
         }
@@ -262,12 +271,25 @@ impl Rows<'_> {
         e.piece("rows", [groups as u32, segments as u32, 1], threads as u32)
     }
 
+    /// What is one number a row: of phase `p`, or, where each phase begins anew, of all before, too.
+    fn row_values(&self, e: &mut Emitter, p: usize, places: &Places) {
+        let (phases, split) = (&self.phases, self.form.segments > 1);
+        for (v, value) in self.kernel.values.iter().enumerate() {
+            let here = if split { phases.phase[v] <= p } else { phases.phase[v] == p };
+            match value.op {
+                ValueOp::Reduce { op, value: source } if here && split => {
+                    self.gather_partials(e, v, op, source, places);
+                }
+                ValueOp::Reduce { .. } => {}
+                _ if here && value.level != Level::Element && !phases.late[v] => e.scalar(v as u32, &[], "live"),
+                _ => {}
+            }
+        }
+    }
+
     /// Whether phase `p` goes over the elements.
     fn walks(&self, p: usize) -> bool {
-        let phases = &self.phases;
-        let folds = |op: &ValueOp| matches!(*op, ValueOp::Reduce { value, .. } if phases.phase[value as usize] == p);
-        let stores = |o: &Output| self.kernel.output_level(o) == Level::Element && phases.phase[o.value as usize] == p;
-        self.kernel.values.iter().any(|v| folds(&v.op)) || self.kernel.outputs.iter().any(stores)
+        !self.folds(p).is_empty() || !self.element_outputs(p).is_empty()
     }
 
     /// Who takes which row. Gives the number of groups and the threads of each.
@@ -404,41 +426,49 @@ impl Rows<'_> {
         if !self.walks(p) {
             return;
         }
-        let (kernel, phases) = (self.kernel, &self.phases);
-        let folds: Vec<(usize, Reduction, u32)> = kernel
-            .values
-            .iter()
-            .enumerate()
-            .filter_map(|(v, value)| match value.op {
-                ValueOp::Reduce { op, value } if phases.phase[value as usize] == p => Some((v, op, value)),
-                _ => None,
-            })
-            .collect();
-        let outputs: Vec<Output> = kernel
-            .outputs
-            .iter()
-            .filter(|o| kernel.output_level(o) == Level::Element && phases.phase[o.value as usize] == p)
-            .copied()
-            .collect();
+        let phases = &self.phases;
+        let (folds, outputs) = (self.folds(p), self.element_outputs(p));
         let mut steps = Vec::new();
-        for &(v, op, source) in &folds {
-            let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
+        for Fold { v, state, functor, source, op } in &folds {
             e.line(format!("{state} f{v} = {functor}::empty();"));
-            let position = op.is_arg().then(|| "j".to_string());
-            steps.push(FoldStep { into: format!("f{v}"), op: functor, value: source, position });
+            let position = if self.form.vector > 1 { "long(j) + long(u)" } else { "long(j)" };
+            let position = op.is_arg().then_some(position);
+            steps.push(FoldStep { into: format!("f{v}"), op: functor.clone(), value: *source, position });
         }
         self.walk(e, p, |e, chunk| e.chunk(chunk, &phases.computed[p], &phases.found[p], &steps, &outputs));
-        for &(v, op, source) in &folds {
-            let (state, functor) = fold_types(op, kernel.values[source as usize].dtype);
-            self.combine(e, &format!("f{v}"), state, &functor);
-            let Some(place) = places.partial[v] else {
-                self.fold_result(e, v, op);
-                continue;
-            };
-            let scratch = e.bind(format!("partial{v}"), format!("device {state}*"), Binding::Scratch(place, true));
-            let (index, rows) = (e.index, e.known("rows", kernel.rows() as i64));
-            e.line(format!("if (first) {scratch}[{index}(segment) * {rows} + row] = f{v};"));
+        for fold in &folds {
+            self.combine(e, &format!("f{}", fold.v), fold.state, &fold.functor);
+            self.folded(e, fold, places);
         }
+    }
+
+    /// The folds of phase `p`.
+    fn folds(&self, p: usize) -> Vec<Fold> {
+        let values = &self.kernel.values;
+        let fold = |(v, value): (usize, &Value)| match value.op {
+            ValueOp::Reduce { op, value: source } if self.phases.phase[source as usize] == p => {
+                let (state, functor) = fold_types(op, values[source as usize].dtype);
+                Some(Fold { v, op, source, state, functor })
+            }
+            _ => None,
+        };
+        values.iter().enumerate().filter_map(fold).collect()
+    }
+
+    /// The outputs of phase `p` that are written once an element.
+    fn element_outputs(&self, p: usize) -> Vec<Output> {
+        let of_elements = |o: &&Output| self.kernel.output_level(o) == Level::Element;
+        let here = |o: &&Output| self.phases.phase[o.value as usize] == p;
+        self.kernel.outputs.iter().filter(of_elements).filter(here).copied().collect()
+    }
+
+    /// What becomes of a fold, `f1` for example: the value, or a note of the segment's.
+    fn folded(&self, e: &mut Emitter, fold: &Fold, places: &Places) {
+        let Fold { v, op, state, .. } = *fold;
+        let Some(place) = places.partial[v] else { return self.fold_result(e, v, op) };
+        let scratch = e.bind(format!("partial{v}"), format!("device {state}*"), Binding::Scratch(place, true));
+        let (index, rows) = (e.index, e.known("rows", self.kernel.rows() as i64));
+        e.line(format!("if (first) {scratch}[{index}(segment) * {rows} + row] = f{v};"));
     }
 
     /// Whether every packet that a thread takes is there in full; teams of whole SIMD-groups that have no row leave.
@@ -449,23 +479,30 @@ impl Rows<'_> {
         vector > 1 && self.kernel.row_len().is_multiple_of(step)
     }
 
+    /// What the row's first element of the segment is added to, and the end of the segment.
+    fn segment(&self, e: &mut Emitter) -> (String, String) {
+        let (index, n) = (e.index, e.known("n", self.kernel.row_len() as i64));
+        if self.form.segments == 1 {
+            return (String::new(), n);
+        }
+        let len = e.known("segment_len", self.form.segment_len as i64);
+        (format!("{index}(segment) * {len} + "), format!("min({n}, ({index}(segment) + 1) * {len})"))
+    }
+
     /// The loop over a thread's chunks of its row, in phase `p`.
     fn walk(&self, e: &mut Emitter, p: usize, body: impl FnOnce(&mut Emitter, &Chunk)) {
         let (form, index) = (self.form, e.index);
         let vector = form.vector;
         let n = e.known("n", self.kernel.row_len() as i64);
-        let (begin, end) = if form.segments > 1 {
-            let len = e.known("segment_len", form.segment_len as i64);
-            (format!("{index}(segment) * {len} + "), format!("min({n}, ({index}(segment) + 1) * {len})"))
-        } else {
-            (String::new(), n.clone())
-        };
+        let (begin, end) = self.segment(e);
         let step = match form.layout {
             Layout::Team { threads } if threads < 32 => format!("{index}(width) * {vector}"),
             Layout::Team { threads } => (threads * vector).to_string(),
             Layout::Columns { slices, .. } => slices.to_string(),
         };
         let lane = if vector == 1 { format!("{index}(lane)") } else { format!("{index}(lane) * {vector}") };
+        let columns = matches!(form.layout, Layout::Columns { .. });
+        let end = if columns { format!("live ? {end} : 0") } else { end };
         let mut chunk = Chunk { vector, kept: "c".into(), ..Chunk::default() };
         if form.chunks > 0 {
             e.line(format!("for (uint c = 0; c < {}; ++c) {{", form.chunks));
@@ -482,7 +519,7 @@ impl Rows<'_> {
         } else if vector > 1 {
             e.line(format!("const uint count = {inside} ? min({index}({vector}), {n} - j) : 0;"));
             chunk.count = "count".into();
-        } else {
+        } else if !columns {
             e.line(format!("if ({inside}) {{"));
         }
         chunk.inner = if self.kernel.inner.is_empty() {
@@ -492,7 +529,7 @@ impl Rows<'_> {
             e.coordinates("j", "x", &extents)
         };
         body(e, &chunk);
-        if vector == 1 {
+        if vector == 1 && !columns {
             e.line("}");
         }
         e.line("}");

@@ -1,6 +1,6 @@
 //! Golden texts: what a few graphs become. `TL_GOLDEN=write` writes the files anew.
 
-use super::{Chip, Choice, Class, Machine, Tile, generated, render};
+use super::{Binding, Chip, Choice, Class, Machine, Tile, generated, library, relu_in_place, render};
 use crate::device::gpu::cache::keep_source;
 use crate::error::Result;
 use crate::graph::Snapshot;
@@ -144,6 +144,25 @@ fn sums_by_index() {
 fn transposition() {
     let x = input(&[100, 200], DType::F16);
     golden("transposition", &[&(&x.t().unwrap() * 2.0).unwrap()]);
+}
+
+#[test]
+fn relu_behind_a_library() {
+    let (x, w, b) = (input(&[64, 72], DType::F16), input(&[72, 40], DType::F16), input(&[40], DType::F16));
+    let product = x.matmul(&w).unwrap();
+    for (y, has_bias) in [(product.relu().unwrap(), false), ((&product + &b).unwrap().relu().unwrap(), true)] {
+        let snapshot = Snapshot::of(&[y.0.clone()], true);
+        let plan = plan(&snapshot, &Options { fuse: true }).unwrap();
+        let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
+        let kernel = &plan.steps[0][0].kernel;
+        let epilogue = library(kernel, &dtype).unwrap();
+        assert_eq!((epilogue.relu, epilogue.activation, epilogue.bias.is_some()), (true, None, has_bias));
+        let rendered = relu_in_place(kernel, &MACHINE, &dtype);
+        keep_source(&rendered.source);
+        let [call] = &rendered.calls[..] else { panic!("one dispatch") };
+        assert_eq!(call.buffers, [Binding::Read(epilogue.output), Binding::Write(epilogue.output)]);
+        assert!(rendered.source.contains("tl_load<8>(b0 + (args.v0_at + x0), count, p0)"), "{}", rendered.source);
+    }
 }
 
 /// `[m, k] x [k, n]` of row-major matrices; b is the transpose of one if `transposed`.

@@ -128,6 +128,14 @@ impl Reach {
             _ => Level::Uniform,
         }
     }
+
+    /// Whether packets of `vector` elements along the last inner loop are aligned in memory.
+    pub fn is_aligned(&self, vector: usize) -> bool {
+        let vector = vector as isize;
+        let around = self.inner.len().saturating_sub(1);
+        let mut others = self.outer.iter().chain(&self.inner[..around]);
+        self.offset % vector == 0 && others.all(|&s| s % vector == 0)
+    }
 }
 
 /// Holds where the coordinate that the loops stand at is in `0..limit`.
@@ -326,6 +334,39 @@ impl Kernel {
         })
     }
 
+    /// The same elements with the last outer loop as the last inner one.
+    ///
+    /// It is no kernel that could run: its reductions fold the loops that were inner before.
+    pub fn with_columns_inside(&self) -> Kernel {
+        let mut kernel = self.clone();
+        fn inwards<T: Copy + Default>(outer: &mut Dims<T>, inner: &mut Dims<T>) {
+            let moved = outer.remove(outer.len() - 1);
+            let has_room = inner.insert(inner.len(), moved);
+            debug_assert!(has_room, "a kernel has as many loops as a tensor has dimensions");
+        }
+        inwards(&mut kernel.outer, &mut kernel.inner);
+        for reach in kernel.reaches() {
+            inwards(&mut reach.outer, &mut reach.inner);
+        }
+        for v in 0..kernel.values.len() {
+            kernel.values[v].level = level(&kernel.values[v].op, &kernel.values, &kernel.guards);
+        }
+        kernel
+    }
+
+    /// Every reach of values, guards and outputs.
+    pub fn reaches(&mut self) -> impl Iterator<Item = &mut Reach> {
+        let of_values = self.values.iter_mut().filter_map(|v| match &mut v.op {
+            ValueOp::Load { reach, .. }
+            | ValueOp::Padded { reach, .. }
+            | ValueOp::Index { reach }
+            | ValueOp::Gather { reach, .. } => Some(reach),
+            _ => None,
+        });
+        let of_guards = self.guards.iter_mut().map(|g| &mut g.coordinate);
+        of_values.chain(of_guards).chain(self.outputs.iter_mut().map(|o| &mut o.reach))
+    }
+
     /// Whether any value folds a row.
     pub fn has_reduce(&self) -> bool {
         self.values.iter().any(|v| matches!(v.op, ValueOp::Reduce { .. }))
@@ -335,5 +376,22 @@ impl Kernel {
     pub fn can_fault(&self) -> bool {
         let checks = |v: &Value| matches!(v.op, ValueOp::Gather { .. } | ValueOp::Bound { .. });
         self.scatter.is_some() || self.values.iter().any(checks)
+    }
+}
+
+/// How far into the loops a value reaches whose operands are among `values`.
+pub(super) fn level(op: &ValueOp, values: &[Value], guards: &[Guard]) -> Level {
+    let below = op.operands().map(|v| values[v as usize].level).max().unwrap_or(Level::Uniform);
+    match op {
+        ValueOp::Load { reach, .. } | ValueOp::Index { reach } => reach.level(),
+        ValueOp::Padded { reach, first, count, .. } => {
+            let guards = &guards[*first as usize..(first + count) as usize];
+            guards.iter().map(|g| g.coordinate.level()).fold(reach.level(), Level::max)
+        }
+        ValueOp::Gather { reach, .. } => reach.level().max(below),
+        ValueOp::Reduce { .. } => Level::Row,
+        ValueOp::Finish { .. } => Level::Uniform,
+        ValueOp::Accumulator => Level::Element,
+        _ => below,
     }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod capture;
+mod columns;
 mod creation;
 mod digits;
 mod display;

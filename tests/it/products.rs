@@ -10,6 +10,7 @@ on_every_device! {
     vectors_multiply,
     epilogues,
     special_values_multiply,
+    relu_of_a_large_product,
     operands_are_checked,
 }
 
@@ -235,6 +236,32 @@ fn special_values_multiply(device: &Device) {
             (Array::floats(dtype, &[1, 3], [300.0, -300.0, 1.0]), Array::floats(dtype, &[3, 1], [300.0, 300.0, 2.0]));
         let (want, exact) = (Array::floats(dtype, &[1, 1], [2.0]), |_| 90_000.0 * unit(dtype));
         assert_close(format!("{dtype} cancels"), a.upload(device).matmul(&b.upload(device)), &want, exact);
+    }
+}
+
+/// Large enough for a library's product, where there is one, with the relu in place behind it.
+fn relu_of_a_large_product(device: &Device) {
+    let [m, k, n] = [520, 512, 1024];
+    if device.to_string().starts_with("soft") {
+        return; // minutes, for what smaller sizes show as well
+    }
+    let (row, column) = (|i: usize| (i % 5) as f64 - 2.0, |j: usize| (j % 7) as f64 - 3.0);
+    for dtype in dtypes(device, DType::is_float) {
+        // Sums of k equal terms, exact in every dtype; and a row of NaN.
+        let mut a = Array::floats(dtype, &[m, k], (0..m * k).map(|i| row(i / k)));
+        a.values[3 * k + 5] = Value::Float(f64::NAN);
+        let b = Array::floats(dtype, &[k, n], (0..k * n).map(|i| column(i % n) / k as f64));
+        let bias = Array::floats(dtype, &[n], (0..n).map(|j| (j % 3) as f64 - 1.0));
+        let relu = |bias: bool| {
+            let of = move |i: usize| row(i / n) * column(i % n) + if bias { (i % n % 3) as f64 - 1.0 } else { 0.0 };
+            let value = move |i: usize| if i / n == 3 { f64::NAN } else { of(i).max(0.0) };
+            Array::floats(dtype, &[m, n], (0..m * n).map(value))
+        };
+        let (a, b, bias) = (a.upload(device), b.upload(device), bias.upload(device));
+        let product = a.matmul(&b).unwrap();
+        assert_close(format!("{dtype} relu"), product.relu(), &relu(false), |_| 0.0);
+        let biased = product.add(&bias).and_then(|x| x.relu());
+        assert_close(format!("{dtype} relu of a sum"), biased, &relu(true), |_| 0.0);
     }
 }
 

@@ -129,8 +129,8 @@ impl Program {
         for step in &self.0 {
             let scratch = step.kernels().into_iter().flat_map(|kernels| &kernels.rendered.scratch).copied();
             let sums = match step {
-                Step::Product(product) if product.then.is_some() => Some(product.sums()),
-                _ => None,
+                Step::Product(product) => product.sums(),
+                Step::Kernels(_) => None,
             };
             for bytes in scratch.chain(sums) {
                 held.push(Storage::new(&gpu.pool, bytes)?);
@@ -310,28 +310,28 @@ impl Product {
         if !float || gemm.batch.len() > 1 || gemm.m.min(gemm.n) <= 4 || work < LIBRARY_WORK {
             return None;
         }
-        if let Some(epilogue) = codegen::library(kernel, dtype) {
-            return Some((gemm, epilogue, None));
+        let paired = work >= PAIR_WORK && gemm.k >= PAIR_DEPTH;
+        if let Some(epilogue) = codegen::library(kernel, dtype).filter(|epilogue| paired || !epilogue.relu) {
+            let then = epilogue.relu.then(|| codegen::relu_in_place(kernel, machine, dtype));
+            return Some((gemm, epilogue, then));
         }
-        if work < PAIR_WORK || gemm.k < PAIR_DEPTH {
+        if !paired {
             return None;
         }
         let then = codegen::epilogue_alone(kernel, machine, dtype);
-        let epilogue = LibraryEpilogue { bias: None, activation: None, output: SUMS, dtype: DType::F32 };
+        let epilogue = LibraryEpilogue { bias: None, activation: None, output: SUMS, dtype: DType::F32, relu: false };
         Some((gemm, epilogue, Some(then)))
     }
 
-    /// Bytes of the product's sums.
-    fn sums(&self) -> usize {
-        self.gemm.m * self.gemm.n * self.gemm.products() * size_of::<f32>()
+    /// Bytes of the product's sums, if they are not its output.
+    fn sums(&self) -> Option<usize> {
+        let Gemm { m, n, .. } = self.gemm;
+        (self.epilogue.output == SUMS).then(|| m * n * self.gemm.products() * size_of::<f32>())
     }
 
     fn run<'w>(&'w self, gpu: &Gpu, bindings: &Bindings<'_, 'w>) -> Result<()> {
         let Product { gemm, epilogue, then, otherwise } = self;
-        let sums = match then {
-            Some(_) => Some(Storage::new(&gpu.pool, self.sums())?),
-            None => None,
-        };
+        let sums = self.sums().map(|bytes| Storage::new(&gpu.pool, bytes)).transpose()?;
         let matrix = |operand: &Operand| -> Result<(Bound, Matrix)> {
             let memory = bound((bindings.storage)(operand.node)?, false)?;
             let address = memory.address.at(operand.offset as usize * gemm.dtype.size());

@@ -2,7 +2,7 @@
 
 use super::{Lowering, RawOp, Stop, Target};
 use crate::schedule::access::{Access, collapse};
-use crate::schedule::kernel::{Guard, Kernel, Level, Output, Reach, Value, ValueOp};
+use crate::schedule::kernel::{Guard, Kernel, Level, Output, Reach, Value, ValueOp, level};
 use crate::shape::{Dims, Strides};
 
 impl Lowering<'_, '_> {
@@ -82,10 +82,10 @@ impl Lowering<'_, '_> {
         let sizes = |dims: &Strides| {
             Dims::from_slice(&dims.iter().map(|&e| e as usize).collect::<Vec<_>>()).unwrap_or_default()
         };
-        let (mut outer, mut inner) = (sizes(&extents.outer), sizes(&extents.inner));
+        let (outer, inner) = (sizes(&extents.outer), sizes(&extents.inner));
 
         let guard = |&(at, limit): &(Access, usize)| Guard { coordinate: split(&at), limit };
-        let mut guards: Vec<Guard> = self.guards.iter().map(guard).collect();
+        let guards: Vec<Guard> = self.guards.iter().map(guard).collect();
         let mut renumbered = vec![u32::MAX; self.values.len()];
         let mut values: Vec<Value> = Vec::new();
         for (i, raw) in self.values.iter().enumerate().filter(|&(i, _)| live[i]) {
@@ -99,23 +99,28 @@ impl Lowering<'_, '_> {
                 RawOp::Plain(op) => renumber(op, &renumbered),
             };
             renumbered[i] = values.len() as u32;
-            let level = level(&op, &values, &guards, reduces || self.loops.nested);
+            let level = match level(&op, &values, &guards) {
+                Level::Row if !reduces && !self.loops.nested => Level::Element,
+                level => level,
+            };
             values.push(Value { op, dtype: raw.dtype, level, node: raw.node });
         }
         let entries = &self.context.graph.entries;
-        let mut outputs: Vec<Output> = outputs
+        let outputs: Vec<Output> = outputs
             .into_iter()
             .map(|(node, value, at)| {
                 let dtype = entries[node as usize].node.dtype;
                 Output { value: renumbered[value as usize], node, dtype, reach: split(&at) }
             })
             .collect();
-        merge_loops(&mut outer, &mut inner, &mut values, &mut guards, &mut outputs);
         let gemm = self.gemm.map(|node| self.product(node));
         let repeated =
             self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
         let (scatter, attention) = (self.scatter, self.attention.map(|(attention, _)| attention));
-        Kernel { outer, inner, values, outputs, guards, gemm, scatter, attention, nodes: self.nodes, repeated }
+        let nodes = self.nodes;
+        let mut kernel = Kernel { outer, inner, values, outputs, guards, gemm, scatter, attention, nodes, repeated };
+        merge_loops(&mut kernel);
+        kernel
     }
 
     /// Which values the outputs need.
@@ -159,23 +164,6 @@ fn each_once(extents: &[usize], strides: &[isize], numel: usize) -> bool {
     step == numel as isize
 }
 
-fn level(op: &ValueOp, values: &[Value], guards: &[Guard], rows: bool) -> Level {
-    let below = op.operands().map(|v| values[v as usize].level).max().unwrap_or(Level::Uniform);
-    let level = match op {
-        ValueOp::Load { reach, .. } | ValueOp::Index { reach } => reach.level(),
-        ValueOp::Padded { reach, first, count, .. } => {
-            let guards = &guards[*first as usize..(first + count) as usize];
-            guards.iter().map(|g| g.coordinate.level()).fold(reach.level(), Level::max)
-        }
-        ValueOp::Gather { reach, .. } => reach.level().max(below),
-        ValueOp::Reduce { .. } => Level::Row,
-        ValueOp::Finish { .. } => Level::Uniform,
-        ValueOp::Accumulator => Level::Element,
-        _ => below,
-    };
-    if level == Level::Row && !rows { Level::Element } else { level }
-}
-
 fn renumber(op: ValueOp, to: &[u32]) -> ValueOp {
     let map = |v: u32| to[v as usize];
     match op {
@@ -195,27 +183,12 @@ fn renumber(op: ValueOp, to: &[u32]) -> ValueOp {
 }
 
 /// Collapses the outer and the inner loops, each as far as all accesses allow.
-fn merge_loops(
-    outer: &mut Dims<usize>,
-    inner: &mut Dims<usize>,
-    values: &mut [Value],
-    guards: &mut [Guard],
-    outputs: &mut [Output],
-) {
-    let mut reaches: Vec<&mut Reach> = values
-        .iter_mut()
-        .filter_map(|v| match &mut v.op {
-            ValueOp::Load { reach, .. }
-            | ValueOp::Padded { reach, .. }
-            | ValueOp::Index { reach }
-            | ValueOp::Gather { reach, .. } => Some(reach),
-            _ => None,
-        })
-        .chain(guards.iter_mut().map(|g| &mut g.coordinate))
-        .chain(outputs.iter_mut().map(|o| &mut o.reach))
-        .collect();
+fn merge_loops(kernel: &mut Kernel) {
+    let (mut outer, mut inner) = (kernel.outer, kernel.inner);
+    let mut reaches: Vec<&mut Reach> = kernel.reaches().collect();
     let mut sides: Vec<&mut Strides> = reaches.iter_mut().map(|r| &mut r.outer).collect();
-    collapse(outer, &mut sides);
+    collapse(&mut outer, &mut sides);
     let mut sides: Vec<&mut Strides> = reaches.iter_mut().map(|r| &mut r.inner).collect();
-    collapse(inner, &mut sides);
+    collapse(&mut inner, &mut sides);
+    (kernel.outer, kernel.inner) = (outer, inner);
 }

@@ -136,6 +136,7 @@ void atomic_store_explicit(volatile __global atomic_uint*, uint, memory_order);
 
 template <typename T, int COLUMNS, int ROWS> struct simdgroup_matrix {
     T elements[2];
+    __private T* thread_elements() __private { return elements; }
 };
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;

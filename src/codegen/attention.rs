@@ -1,8 +1,9 @@
-//! Attention: the templates of `shaders/attention.metal`.
+//! Attention: the templates of `shaders/attention.metal` and `shaders/attention_units.metal`.
 
-use super::Piece;
 use super::args::{Field, Fill};
 use super::emit::{Emitter, memory_type};
+use super::{Machine, Piece};
+use crate::dtype::DType;
 use crate::graph::AttentionPart;
 use crate::schedule::{Attention, Output, Strided};
 
@@ -17,7 +18,10 @@ pub(super) fn render<'k>(attention: &Attention, outputs: &[Output], emitter: &dy
     let mut pieces = Vec::new();
     if attention.backward.is_none() {
         let parts = [AttentionPart::Output, AttentionPart::Sums];
-        pieces.push(piece(emitter(), attention, outputs, "forward", &parts, of_queries));
+        pieces.push(match Units::of(attention, emitter().machine) {
+            Some(units) => units.forward(emitter(), attention, outputs),
+            None => piece(emitter(), attention, outputs, "forward", &parts, of_queries),
+        });
     }
     if has(AttentionPart::Query) {
         pieces.push(piece(emitter(), attention, outputs, "queries", &[AttentionPart::Query], of_queries));
@@ -29,6 +33,7 @@ pub(super) fn render<'k>(attention: &Attention, outputs: &[Output], emitter: &dy
     pieces
 }
 
+/// A kernel by rows: see `shaders/attention.metal`.
 fn piece(
     mut e: Emitter,
     attention: &Attention,
@@ -37,6 +42,73 @@ fn piece(
     parts: &[AttentionPart],
     groups: usize,
 ) -> Piece {
+    let (operands, shape) = attended(&mut e, attention, outputs, parts);
+    let each = attention.width.div_ceil(32);
+    e.line(format!("threadgroup float block[TL_ATTENTION_BLOCK({each})];"));
+    e.line(format!("tl_attention_{form}<{each}>({operands}, {shape}, block, attended, group, tid);"));
+    e.piece(&format!("attention_{form}"), [groups as u32, 1, 1], 32 * SIDES)
+}
+
+/// Sizes of a kernel by matrix units: see `shaders/attention_units.metal`.
+struct Units {
+    rows: usize,
+    sides: usize,
+    keys: usize,
+    width: usize,
+    /// Whether the dispatch brings the memory, and keys and values have a tile each.
+    apart: bool,
+}
+
+impl Units {
+    /// Queries from which on a block of them is worth while.
+    const QUERIES: usize = 16;
+
+    /// For operands that products read in pieces of 16 bytes.
+    fn of(attention: &Attention, machine: &Machine) -> Option<Units> {
+        let straight = |side: &Strided| {
+            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
+        };
+        let fits = [&attention.q, &attention.k, &attention.v].into_iter().all(straight);
+        let narrow = matches!(attention.dtype, DType::F16 | DType::BF16);
+        if !machine.matrix_units || !narrow || !fits || attention.queries < Units::QUERIES {
+            return None;
+        }
+        let width = attention.width.next_multiple_of(16);
+        let large = width > 128;
+        Some(match machine.dispatch_bytes {
+            0 => Units { rows: 16, sides: 2, keys: if large { 16 } else { 32 }, width, apart: false },
+            _ if large => Units { rows: 16, sides: 4, keys: 32, width, apart: true },
+            _ => Units { rows: 32, sides: 4, keys: 64, width, apart: true },
+        })
+    }
+
+    /// Bytes that a dispatch brings: tiles of queries, keys and values. Where it does, scores are in registers.
+    fn block_bytes(&self) -> usize {
+        if self.apart { (self.rows * self.sides + 2 * self.keys) * (self.width + 8) * 2 } else { 0 }
+    }
+
+    fn forward(&self, mut e: Emitter, attention: &Attention, outputs: &[Output]) -> Piece {
+        let (operands, shape) = attended(&mut e, attention, outputs, &[AttentionPart::Output, AttentionPart::Sums]);
+        let Units { rows, sides, keys, width, apart } = *self;
+        match apart {
+            true => e.line("TL_DISPATCH_BLOCK(block);"),
+            false => {
+                e.line(format!("threadgroup float block[TL_ATTEND_BLOCK({rows}, {sides}, {keys}, {width}, false)];"))
+            }
+        }
+        e.line(format!(
+            "tl_attend_forward<{rows}, {sides}, {keys}, {width}, {apart}>({operands}, {shape}, block, attended, group, \
+             tid);"
+        ));
+        let groups = attention.batch * attention.heads * attention.queries.div_ceil(rows * sides);
+        let mut piece = e.piece("attention_units", [groups as u32, 1, 1], 32 * sides as u32);
+        piece.block_bytes = self.block_bytes() as u32;
+        piece
+    }
+}
+
+/// Declares `attended`; the text of the operands, and of the shape.
+fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &[AttentionPart]) -> (String, String) {
     let operands = [("q", &attention.q), ("k", &attention.k), ("v", &attention.v)].map(|(name, side)| {
         let at = e.fields.add(format!("{name}_at"), Field::Long, Fill::Known(side.offset as i64));
         format!("{} + {at}", e.buffer(side.node, false))
@@ -44,13 +116,13 @@ fn piece(
     let strides = [&attention.q, &attention.k, &attention.v].map(|side| [0, 1, 2, 3].map(|i| side.strides[i] as i64));
     let Attention { heads, kv_heads, queries, keys, width, .. } = *attention;
     let sizes = [heads, heads / kv_heads, queries, keys, width].map(|size| size as u32);
-    let shape = e.fields.add(
-        "attention",
-        Field::Attention,
-        Fill::Attention(Box::new((strides, sizes, attention.scale, [attention.causal, attention.heads_first]))),
-    );
-    let functions = functions(&mut e, attention, outputs, parts);
-    let mut text = String::from("struct Attended {\n");
+    let flags = [attention.causal, attention.heads_first];
+    let fill = Fill::Attention(Box::new((strides, sizes, attention.scale, flags)));
+    let shape = e.fields.add("attention", Field::Attention, fill);
+    let functions = functions(e, attention, outputs, parts);
+    // Two of them may share a source.
+    let name = if parts.contains(&AttentionPart::Key) { "AttendedKeys" } else { "Attended" };
+    let mut text = format!("struct {name} {{\n");
     for (name, ty, _) in &e.buffers {
         text += &format!("    {ty} {name};\n");
     }
@@ -60,12 +132,9 @@ fn piece(
         text += &format!("    {head} const {{ {args}{statement} }}\n");
     }
     e.after_args = text + "};\n";
-    let each = width.div_ceil(32);
-    e.line(format!("threadgroup float block[TL_ATTENTION_BLOCK({each})];"));
     let names: Vec<String> = e.buffers.iter().map(|(name, ..)| name.clone()).collect();
-    e.line(format!("const Attended attended = {{{}, &args}};", names.join(", ")));
-    e.line(format!("tl_attention_{form}<{each}>({}, {shape}, block, attended, group, tid);", operands.join(", ")));
-    e.piece(&format!("attention_{form}"), [groups as u32, 1, 1], 32 * SIDES)
+    e.line(format!("const {name} attended = {{{}, &args}};", names.join(", ")));
+    (operands.join(", "), shape)
 }
 
 /// The heads and statements of `Attended`: what there is not reads as zero, and is not written.

@@ -488,7 +488,7 @@ impl<'k> Emitter<'k> {
         let shared = |(ty, name, len): &(String, String, usize)| format!("    threadgroup {ty} {name}[{len}];\n");
         let body = self.threadgroup.iter().map(shared).collect::<String>() + &without_unused(&self.body);
         let Emitter { buffers, fields, after_args, .. } = self;
-        Piece { name, helpers, buffers, fields, after_args, body, groups, threads }
+        Piece { name, helpers, buffers, fields, after_args, body, groups, threads, block_bytes: 0 }
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Machine {
     pub threads: usize,
     /// Bytes of threadgroup memory that a kernel may declare.
     pub threadgroup_bytes: usize,
+    /// The same of memory that a dispatch asks for, where it can: `TL_DISPATCH_BLOCK` declares it.
+    pub dispatch_bytes: usize,
     /// Buffers that a dispatch may bind, its arguments among them.
     pub buffers: usize,
     /// Bytes of arguments that a dispatch may carry.
@@ -85,6 +87,8 @@ pub(crate) struct Call {
     pub name: String,
     pub groups: [u32; 3],
     pub threads: u32,
+    /// Bytes of threadgroup memory beyond what the kernel declares.
+    pub block_bytes: u32,
     pub buffers: Vec<Binding>,
     pub args: Vec<u8>,
     pub patches: Vec<Patch>,
@@ -105,10 +109,12 @@ struct Piece {
     body: String,
     groups: [u32; 3],
     threads: u32,
+    /// See [`Call`].
+    block_bytes: u32,
 }
 
 /// The shaders that a text may use; each is added where one of its names appears.
-const SHADERS: [(&str, &[&str], &str); 8] = [
+const SHADERS: [(&str, &[&str], &str); 9] = [
     ("fused_ops.metal", &["TlTeam"], include_str!("../../shaders/fused_ops.metal")),
     (
         "elementwise.metal",
@@ -123,8 +129,9 @@ const SHADERS: [(&str, &[&str], &str); 8] = [
         include_str!("../../shaders/reductions.metal"),
     ),
     ("gradients.metal", &["tl_scatter"], include_str!("../../shaders/gradients.metal")),
-    ("matmul.metal", &["tl_matmul", "tl_gemv"], include_str!("../../shaders/matmul.metal")),
-    ("attention.metal", &["tl_attention"], include_str!("../../shaders/attention.metal")),
+    ("matmul.metal", &["tl_matmul", "tl_gemv", "tl_units"], include_str!("../../shaders/matmul.metal")),
+    ("attention.metal", &["tl_attention", "TlAttention"], include_str!("../../shaders/attention.metal")),
+    ("attention_units.metal", &["tl_attend_"], include_str!("../../shaders/attention_units.metal")),
 ];
 
 const FUNCTORS: &str = include_str!("../../shaders/functors.metal");
@@ -204,6 +211,7 @@ fn separate(pieces: Vec<Piece>, scratch: Vec<usize>) -> Rendered {
             name: piece.name.clone(),
             groups: piece.groups,
             threads: piece.threads,
+            block_bytes: piece.block_bytes,
             buffers: piece.buffers.iter().map(|&(_, _, binding)| binding).collect(),
             args,
             patches,
@@ -242,6 +250,7 @@ fn table(pieces: Vec<Piece>, room: usize) -> Rendered {
         name: piece.name.clone() + "_table",
         groups: [first[count], 1, 1],
         threads: piece.threads,
+        block_bytes: piece.block_bytes,
         buffers: Vec::new(),
         args,
         patches,
@@ -269,7 +278,8 @@ impl Piece {
         if !self.fields.is_empty() {
             parameters.push(format!("constant {args}& args [[buffer({})]]", self.buffers.len()));
         }
-        fields + &self.after_args + &self.entry(&self.name, parameters, "group", "")
+        let after = self.after_args.replace("constant Args", &format!("constant {args}"));
+        fields + &after + &self.entry(&self.name, parameters, "group", "")
     }
 
     /// Whether it can be a part of a table: its groups count along one dimension.

@@ -12,6 +12,7 @@ use std::path::Path;
 const MACHINE: Machine = Machine {
     threads: 1024,
     threadgroup_bytes: 32 << 10,
+    dispatch_bytes: 0,
     buffers: 31,
     argument_bytes: 4096,
     grid: 65_535,

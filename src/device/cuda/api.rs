@@ -100,6 +100,7 @@ library! {
         cuModuleLoadData(module: *mut usize, image: *const c_void);
         cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char);
         cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: usize);
+        cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int);
         cuLaunchKernel(function: usize, groups_x: c_uint, groups_y: c_uint, groups_z: c_uint,
             threads_x: c_uint, threads_y: c_uint, threads_z: c_uint, shared_bytes: c_uint, stream: usize,
             parameters: *const *const c_void, extra: *const *const c_void);

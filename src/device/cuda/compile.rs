@@ -8,7 +8,8 @@ use std::ffi::{CString, c_char, c_int};
 pub(super) const PRELUDE: &str = concat!(
     include_str!("../../../shaders/prelude/cuda.h"),
     include_str!("../../../shaders/prelude/matrix.h"),
-    include_str!("../../../shaders/prelude/cuda_matrix.h")
+    include_str!("../../../shaders/prelude/cuda_matrix.h"),
+    include_str!("../../../shaders/prelude/cuda_attention.h")
 );
 
 /// NVRTC.

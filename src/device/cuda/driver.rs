@@ -26,7 +26,10 @@ const MULTIPROCESSORS: c_int = 16;
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 const MEMORY_POOLS_SUPPORTED: c_int = 115;
+const OPT_IN_SHARED_BYTES: c_int = 97;
 const FUNCTION_MAX_THREADS: c_int = 0;
+const FUNCTION_SHARED_BYTES: c_int = 1;
+const FUNCTION_MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
 const FUNCTION_REGISTERS: c_int = 4;
 
 /// Groups along the second and third dimension.
@@ -40,6 +43,7 @@ pub(crate) struct Cuda {
     chip: &'static str,
     memory: usize,
     multiprocessors: usize,
+    dispatch_bytes: usize,
     pool: usize,
     compiler: Compiler,
     tickets: Tickets,
@@ -200,6 +204,7 @@ impl Cuda {
             chip: chip(major, minor).leak(), // a few bytes a device
             memory,
             multiprocessors: attribute(driver, MULTIPROCESSORS, device)? as usize,
+            dispatch_bytes: attribute(driver, OPT_IN_SHARED_BYTES, device)? as usize,
             pool,
             compiler,
             tickets: Tickets::default(),
@@ -314,6 +319,7 @@ impl Driver for Cuda {
         let machine = Machine {
             threads: 1024,
             threadgroup_bytes: 48 << 10,
+            dispatch_bytes: self.dispatch_bytes,
             buffers: PARAMETERS,
             argument_bytes: ARGUMENT_BYTES,
             grid: MAX_GROUPS as usize,
@@ -365,18 +371,26 @@ impl Driver for Cuda {
         // SAFETY: the module is loaded and stays; a place for a handle.
         unsafe { self.context.enter()?.cuModuleGetFunction(&raw mut function, module, symbol.as_ptr()) }
             .map_err(|failure| format!("{name}: {}", failure.text))?;
-        Ok(Function(function as u64))
+        let function = Function(function as u64);
+        // What a launch may ask for without this is less than there is.
+        let dynamic = self.dispatch_bytes as u32 - self.function_attribute(function, FUNCTION_SHARED_BYTES)?;
+        let (attribute, value) = (FUNCTION_MAX_DYNAMIC_SHARED_BYTES, dynamic as c_int);
+        // SAFETY: the function is loaded.
+        unsafe { self.context.enter()?.cuFuncSetAttribute(function.0 as usize, attribute, value) }?;
+        Ok(function)
     }
 
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {
-        let &Dispatch { function, groups: [x, y, z], threads, .. } = dispatch;
+        let &Dispatch { function, groups: [x, y, z], threads, block_bytes, .. } = dispatch;
         check(dispatch)?;
         let launched = with_parameters(dispatch, |list| {
             let (stream, none) = (self.stream.handle, std::ptr::null());
             let driver = self.context.enter()?;
             // SAFETY: the function is loaded; each parameter points to its value, which is copied before this returns.
             // What the kernel does with its buffers is its own and the caller's affair.
-            unsafe { driver.cuLaunchKernel(function.0 as usize, x, y, z, threads, 1, 1, 0, stream, list, none) }
+            unsafe {
+                driver.cuLaunchKernel(function.0 as usize, x, y, z, threads, 1, 1, block_bytes, stream, list, none)
+            }
         });
         launched.map_err(|failure| self.explain(dispatch, failure))
     }

@@ -53,7 +53,7 @@ fn kernel_node(dispatch: &Dispatch, parameters: *const *const c_void) -> KernelN
         function: dispatch.function.0 as usize,
         groups: dispatch.groups,
         threads: [dispatch.threads, 1, 1],
-        shared_bytes: 0,
+        shared_bytes: dispatch.block_bytes,
         parameters,
         extra: std::ptr::null(),
         kernel: 0,

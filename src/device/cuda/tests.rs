@@ -144,6 +144,7 @@ fn kernels_run() {
         name: "twice",
         groups,
         threads: 256,
+        block_bytes: 0,
         buffers: &buffers,
         args: &args,
         indirect: &[],

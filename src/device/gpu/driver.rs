@@ -62,6 +62,8 @@ pub(crate) struct Dispatch<'a> {
     pub groups: [u32; 3],
     /// Threads of a group: at most [`Machine::threads`], a multiple of 32, along one dimension.
     pub threads: u32,
+    /// Bytes of threadgroup memory beyond what the kernel declares; 0 where [`Machine::dispatch_bytes`] is.
+    pub block_bytes: u32,
     /// Bound at `[[buffer(0)]]` and up.
     pub buffers: &'a [Address],
     /// The kernel's `constant Args&`, bound behind the buffers; empty if it has none.

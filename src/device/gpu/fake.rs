@@ -103,6 +103,7 @@ impl Driver for Fake {
     fn limits(&self) -> Limits {
         let machine = Machine {
             threads: 1024,
+            dispatch_bytes: 0,
             threadgroup_bytes: 32 << 10,
             buffers: 31,
             argument_bytes: 4096,

@@ -238,14 +238,15 @@ impl Kernels {
                 indirect.push(bound);
                 Ok(bound.address.0)
             })?;
-            let Call { name, groups, threads, .. } = call;
-            let (groups, threads) = (*groups, *threads);
+            let Call { name, groups, threads, block_bytes, .. } = call;
+            let (groups, threads, block_bytes) = (*groups, *threads, *block_bytes);
             let operations = self.operations;
             let launch = Launch {
                 function,
                 name,
                 groups,
                 threads,
+                block_bytes,
                 buffers: &buffers,
                 args: &args,
                 indirect: &indirect,

@@ -59,6 +59,7 @@ pub(crate) struct Launch<'a> {
     pub name: &'a str,
     pub groups: [u32; 3],
     pub threads: u32,
+    pub block_bytes: u32,
     pub buffers: &'a [Bound],
     pub args: &'a [u8],
     pub indirect: &'a [Bound],
@@ -82,14 +83,21 @@ struct Item<'a> {
 }
 
 enum Piece<'a> {
-    Launch { function: Function, name: &'a str, groups: [u32; 3], threads: u32, args: SmallVec<[u8; 256]> },
+    Launch {
+        function: Function,
+        name: &'a str,
+        groups: [u32; 3],
+        threads: u32,
+        block_bytes: u32,
+        args: SmallVec<[u8; 256]>,
+    },
     Product(LibraryProduct),
 }
 
 impl<'a> WorkList<'a> {
     pub fn launch(&mut self, name: &'a str, launch: &Launch) {
-        let &Launch { function, groups, threads, buffers, args, indirect, operations, .. } = launch;
-        let piece = Piece::Launch { function, name, groups, threads, args: SmallVec::from_slice(args) };
+        let &Launch { function, groups, threads, block_bytes, buffers, args, indirect, operations, .. } = launch;
+        let piece = Piece::Launch { function, name, groups, threads, block_bytes, args: SmallVec::from_slice(args) };
         let (buffers, indirect) = (SmallVec::from_slice(buffers), SmallVec::from_slice(indirect));
         self.items.push(Item { piece, buffers, indirect, operations });
     }
@@ -353,8 +361,9 @@ impl Queue {
     pub fn submit(&self, launch: &Launch) -> Result<()> {
         let (buffers, indirect): (SmallVec<[Address; 8]>, SmallVec<[Address; 8]>) =
             (addresses(launch.buffers).collect(), addresses(launch.indirect).collect());
-        let Launch { function, name, groups, threads, args, operations, .. } = *launch;
-        let dispatch = Dispatch { function, name, groups, threads, buffers: &buffers, args, indirect: &indirect };
+        let Launch { function, name, groups, threads, block_bytes, args, operations, .. } = *launch;
+        let (buffers, indirect) = (&buffers[..], &indirect[..]);
+        let dispatch = Dispatch { function, name, groups, threads, block_bytes, buffers, args, indirect };
         let all = launch.buffers.iter().chain(launch.indirect);
         let mut state = self.state();
         self.order(&mut state, all.clone());
@@ -409,11 +418,12 @@ impl Queue {
         for (item, [buffers, indirect]) in work.items.iter().zip(&addresses) {
             pieces.push(match &item.piece {
                 Piece::Product(product) => Work::Product(*product),
-                Piece::Launch { function, name, groups, threads, args } => Work::Dispatch(Dispatch {
+                Piece::Launch { function, name, groups, threads, block_bytes, args } => Work::Dispatch(Dispatch {
                     function: *function,
                     name,
                     groups: *groups,
                     threads: *threads,
+                    block_bytes: *block_bytes,
                     buffers,
                     args,
                     indirect,

@@ -33,7 +33,17 @@ fn batches_of(batch: usize) -> (Arc<Fake>, Gpu) {
 
 fn launch(gpu: &Gpu, name: &str, buffers: &[Bound], args: &[u8]) -> Result<()> {
     let function: Function = gpu.function(SOURCE, name)?;
-    gpu.submit(&Launch { function, name, groups: [1; 3], threads: 32, buffers, args, indirect: &[], operations: 0.0 })
+    gpu.submit(&Launch {
+        function,
+        name,
+        groups: [1; 3],
+        threads: 32,
+        block_bytes: 0,
+        buffers,
+        args,
+        indirect: &[],
+        operations: 0.0,
+    })
 }
 
 fn reads(storage: &Storage) -> Bound {
@@ -109,6 +119,7 @@ fn only_what_depends_waits() -> Result<()> {
         name: "",
         groups: [1; 3],
         threads: 32,
+        block_bytes: 0,
         buffers: &[],
         args,
         indirect: &indirect,
@@ -220,6 +231,7 @@ fn what_is_estimated_to_take_long_is_sent_off() -> Result<()> {
         name: "work",
         groups: [1; 3],
         threads: 32,
+        block_bytes: 0,
         buffers: &[],
         args: &[],
         indirect: &[],

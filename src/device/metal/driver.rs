@@ -233,6 +233,7 @@ impl Driver for Metal {
         let machine = Machine {
             threads: self.device.maxThreadsPerThreadgroup().width.min(1024),
             threadgroup_bytes: self.device.maxThreadgroupMemoryLength(),
+            dispatch_bytes: 0,
             buffers: 31,
             argument_bytes: ARGUMENT_BYTES,
             grid: u32::MAX as usize,

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 const MACHINE: Machine = Machine {
     threads: 1024,
     threadgroup_bytes: check::THREADGROUP_BYTES,
+    dispatch_bytes: 0,
     buffers: 31,
     argument_bytes: 4096,
     grid: 65_535,
@@ -214,7 +215,7 @@ impl Driver for SoftMetal {
     }
 
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {
-        let &Dispatch { function, name, groups, threads, buffers, args, indirect } = dispatch;
+        let &Dispatch { function, name, groups, threads, buffers, args, indirect, .. } = dispatch;
         if threads == 0 || threads as usize > MACHINE.threads || threads % shadow::LANES != 0 {
             return self.limit(name, format!("{threads} threads: a multiple of 32 up to {}", MACHINE.threads));
         }

@@ -78,7 +78,16 @@ impl Bench {
     ) -> DriverResult<()> {
         let args: Vec<u8> = args.iter().flat_map(|a| a.to_ne_bytes()).collect();
         let groups = [groups as u32, 1, 1];
-        self.device.dispatch(&Dispatch { function, name: "test", groups, threads, buffers, args: &args, indirect: &[] })
+        self.device.dispatch(&Dispatch {
+            function,
+            name: "test",
+            groups,
+            threads,
+            block_bytes: 0,
+            buffers,
+            args: &args,
+            indirect: &[],
+        })
     }
 }
 

@@ -122,7 +122,16 @@ fn memory_must_be_bound_and_alive() {
     let (from, to, other) = (bench.buffer(&floats(32)), bench.buffer(&floats(32)), bench.buffer(&floats(32)));
     let run = |indirect: &[Address]| {
         let (groups, args) = ([1, 1, 1], from.0.to_ne_bytes());
-        let dispatch = Dispatch { function, name: "test", groups, threads: 32, buffers: &[to], args: &args, indirect };
+        let dispatch = Dispatch {
+            function,
+            name: "test",
+            groups,
+            threads: 32,
+            block_bytes: 0,
+            buffers: &[to],
+            args: &args,
+            indirect,
+        };
         bench.device.barrier();
         bench.device.dispatch(&dispatch).unwrap();
         bench.found()

@@ -157,6 +157,9 @@ void simdgroup_multiply_accumulate(__private simdgroup_float8x8&, const __privat
 
 namespace metal {}
 
+// CUDA alone has it.
+#define TL_DISPATCH_BLOCK(NAME) threadgroup float NAME[8192]
+
 #define device __global
 #define constant __constant
 #define threadgroup __local

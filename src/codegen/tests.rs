@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::graph::Snapshot;
 use crate::schedule::{Gemm, Operand, Options, plan};
 use crate::shape::Dims;
-use crate::{DType, Device, Tensor};
+use crate::{AttentionOptions, DType, Device, Tensor};
 use std::path::Path;
 
 const MACHINE: Machine = Machine {
@@ -103,6 +103,31 @@ fn layer_norm() {
 fn cross_entropy() {
     let (x, y) = (input(&[32, 10], DType::F32), input(&[32], DType::I64));
     golden("cross_entropy", &[&x.cross_entropy(&y).unwrap()]);
+}
+
+/// Causal attention of heads of this width.
+fn attended(width: usize, dtype: DType) -> Tensor {
+    let [q, k, v] = [0, 1, 2].map(|_| input(&[1, 2, 64, width], dtype));
+    let options = AttentionOptions { causal: true, ..AttentionOptions::default() };
+    q.scaled_dot_product_attention(&k, &v, &options).unwrap()
+}
+
+#[test]
+fn attention() {
+    golden("attention", &[&attended(64, DType::F16)]);
+    golden("attention_rows", &[&attended(64, DType::F32)]);
+}
+
+/// Where dispatches bring memory, keys and values have a tile each.
+#[test]
+fn attention_in_registers() {
+    let machine = Machine { dispatch_bytes: 227 << 10, chip: Chip::Nvidia, ..MACHINE };
+    for (width, sizes) in [(64, "32, 4, 64, 64, true"), (128, "32, 4, 64, 128, true"), (256, "16, 4, 32, 256, true")] {
+        for dtype in [DType::F16, DType::BF16] {
+            let text = text_for(&[&attended(width, dtype)], &machine).unwrap();
+            assert!(text.contains("TL_DISPATCH_BLOCK") && text.contains(sizes), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Tensor {
         }
         // What a model attends to it has computed, and what comes out goes into a product of all heads. Data as it
         // stands comes out as it stands.
-        let heads_first = self.0.op == Op::Leaf;
+        let heads_first = self.0.depth() == 0;
         let [q, k, v] = [self, k, v].map(|x| x.transpose(1, 2));
         let y = whole.fused(&q?, &k?, &v?, heads_first)?;
         if heads_first { Ok(y) } else { y.transpose(1, 2) }

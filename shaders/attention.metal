@@ -28,7 +28,7 @@ struct TlAttentionSide {
 };
 
 struct TlAttention {
-    TlAttentionSide q, k, v;
+    TlAttentionSide q, k, v, gradient; // of the output, for gradients
     uint heads, shared, queries, keys, width; // `shared` heads have the same keys
     float scale;
     uint causal, heads_first; // results, but for the sums, lie head by head

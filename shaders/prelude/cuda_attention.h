@@ -107,3 +107,25 @@ inline void tl_attend_end(TlUnits<M, N>& out, const TlAttending<M>& state, float
             for (uint e = 0; e < 2; e++) out.sums[r / 2][j][r % 2 * 2 + e] *= factor;
     }
 }
+
+template <bool KEYS_ARE_ROWS, uint M, uint N, typename Slopes>
+inline void tl_attend_slopes(TlUnits<M, N>& scores, TlUnits<M, N>& products, float*, const Slopes& slopes, float scale, uint lane) {
+    #pragma unroll
+    for (uint i = 0; i < M / 16; i++)
+        #pragma unroll
+        for (uint j = 0; j < N / 8; j++)
+            #pragma unroll
+            for (uint e = 0; e < 4; e++) {
+                uint row = i * 16 + lane / 4 + e / 2 * 8, column = j * 8 + lane % 4 * 2 + e % 2;
+                uint query = KEYS_ARE_ROWS ? column : row, key = KEYS_ARE_ROWS ? row : column;
+                float& score = scores.sums[i][j][e];
+                float& product = products.sums[i][j][e];
+                score = tl_fast_exp2(fmaf(score, scale * 1.44269504f, slopes.bias(query, key)));
+                product = score * (product - slopes.product(query)) * scale;
+            }
+}
+
+template <uint PITCH, typename T, uint M, uint N, uint COLUMNS>
+inline void tl_attend_product(TlUnits<M, COLUMNS>& out, const TlUnits<M, N>& sums, float* strip, const T* tile) {
+    tl_attend_add<PITCH>(out, sums, strip, tile);
+}

@@ -26,7 +26,7 @@ impl Field {
             Field::Long | Field::Pointer(_) => 8,
             Field::Matmul => 48,
             Field::Scatter => 32,
-            Field::Attention => 128,
+            Field::Attention => 160,
             _ => 4,
         }
     }
@@ -66,9 +66,9 @@ pub(crate) enum Fill {
     Product([i64; 4], [u32; 3]),
     /// A scatter's strides (of the source: terms, columns; of the index) and sizes (terms, columns).
     Scatter([i64; 3], [u32; 2]),
-    /// Attention's strides (of q, k and v: batch, position, head, width), sizes (heads, heads that share keys, queries,
+    /// Attention's strides (of q, k, v and the output's gradient: batch, position, head, width), sizes (heads, heads that share keys, queries,
     /// keys, width), scale, and whether it is causal and its results lie head by head.
-    Attention(Box<([[i64; 4]; 3], [u32; 5], f32, [bool; 2])>),
+    Attention(Box<([[i64; 4]; 4], [u32; 5], f32, [bool; 2])>),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
     Tag { node: u32, limit: usize },
     /// The address of a buffer.

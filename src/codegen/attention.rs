@@ -23,13 +23,16 @@ pub(super) fn render<'k>(attention: &Attention, outputs: &[Output], emitter: &dy
             None => piece(emitter(), attention, outputs, "forward", &parts, of_queries),
         });
     }
-    if has(AttentionPart::Query) {
-        pieces.push(piece(emitter(), attention, outputs, "queries", &[AttentionPart::Query], of_queries));
-    }
-    let parts = [AttentionPart::Key, AttentionPart::Value];
-    if parts.into_iter().any(has) {
-        pieces.push(piece(emitter(), attention, outputs, "keys", &parts, of_keys));
-    }
+    let mut gradients = |form: &str, parts: &[AttentionPart], groups: usize| {
+        if parts.iter().any(|&part| has(part)) {
+            pieces.push(match Units::of_gradients(attention, emitter().machine) {
+                Some(units) => units.gradients(emitter(), attention, outputs, form, parts),
+                None => piece(emitter(), attention, outputs, form, parts, groups),
+            });
+        }
+    };
+    gradients("queries", &[AttentionPart::Query], of_queries);
+    gradients("keys", &[AttentionPart::Key, AttentionPart::Value], of_keys);
     pieces
 }
 
@@ -65,12 +68,7 @@ impl Units {
 
     /// For operands that products read in pieces of 16 bytes.
     fn of(attention: &Attention, machine: &Machine) -> Option<Units> {
-        let straight = |side: &Strided| {
-            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
-        };
-        let fits = [&attention.q, &attention.k, &attention.v].into_iter().all(straight);
-        let narrow = matches!(attention.dtype, DType::F16 | DType::BF16);
-        if !machine.matrix_units || !narrow || !fits || attention.queries < Units::QUERIES {
+        if !Units::fit(attention, machine) {
             return None;
         }
         let width = attention.width.next_multiple_of(16);
@@ -80,6 +78,29 @@ impl Units {
             _ if large => Units { rows: 16, sides: 4, keys: 32, width, apart: true },
             _ => Units { rows: 32, sides: 4, keys: 64, width, apart: true },
         })
+    }
+
+    /// For gradients, of heads that are not too wide: there are two sums of the head's width, or four tiles. `keys` are
+    /// the rows of the other side.
+    fn of_gradients(attention: &Attention, machine: &Machine) -> Option<Units> {
+        if !Units::fit(attention, machine) || attention.width > 128 {
+            return None;
+        }
+        let width = attention.width.next_multiple_of(16);
+        Some(match machine.dispatch_bytes {
+            0 => Units { rows: 16, sides: if width > 64 { 1 } else { 2 }, keys: 32, width, apart: false },
+            _ => Units { rows: 16, sides: 4, keys: 64, width, apart: true },
+        })
+    }
+
+    fn fit(attention: &Attention, machine: &Machine) -> bool {
+        let straight = |side: &Strided| {
+            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
+        };
+        let gradient = attention.backward.as_ref().map(|backward| &backward.gradient);
+        let fits = [&attention.q, &attention.k, &attention.v].into_iter().chain(gradient).all(straight);
+        let narrow = matches!(attention.dtype, DType::F16 | DType::BF16);
+        machine.matrix_units && narrow && fits && attention.queries >= Units::QUERIES
     }
 
     /// Bytes that a dispatch brings: tiles of queries, keys and values. Where it does, scores are in registers.
@@ -107,13 +128,51 @@ impl Units {
     }
 }
 
+impl Units {
+    fn gradients(
+        &self,
+        mut e: Emitter,
+        attention: &Attention,
+        outputs: &[Output],
+        form: &str,
+        parts: &[AttentionPart],
+    ) -> Piece {
+        let (operands, shape) = attended(&mut e, attention, outputs, parts);
+        let gradient = attention.backward.as_ref().map_or_else(String::new, |backward| {
+            let at = e.fields.add("gradient_at", Field::Long, Fill::Known(backward.gradient.offset as i64));
+            format!("{} + {at}", e.buffer(backward.gradient.node, false))
+        });
+        let Units { rows, sides, keys, width, apart } = *self;
+        let queries = if form == "keys" { keys } else { rows * sides };
+        match apart {
+            true => e.line("TL_DISPATCH_BLOCK(block);"),
+            false => e.line(format!(
+                "threadgroup float block[TL_SLOPES_BLOCK({rows}, {sides}, {keys}, {width}, {queries})];"
+            )),
+        }
+        e.line(format!(
+            "tl_attend_{form}<{rows}, {sides}, {keys}, {width}>({operands}, {gradient}, {shape}, block, attended, group, \
+             tid);"
+        ));
+        let of_keys = attention.kv_heads * attention.keys.div_ceil(rows * sides);
+        let of_queries = attention.heads * attention.queries.div_ceil(rows * sides);
+        let groups = attention.batch * if form == "keys" { of_keys } else { of_queries };
+        let mut piece = e.piece(&format!("attention_units_{form}"), [groups as u32, 1, 1], 32 * sides as u32);
+        let bytes = (rows * sides + keys) * (width + 8) * 4 + 8 * queries;
+        piece.block_bytes = if apart { bytes as u32 } else { 0 };
+        piece
+    }
+}
+
 /// Declares `attended`; the text of the operands, and of the shape.
 fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &[AttentionPart]) -> (String, String) {
     let operands = [("q", &attention.q), ("k", &attention.k), ("v", &attention.v)].map(|(name, side)| {
         let at = e.fields.add(format!("{name}_at"), Field::Long, Fill::Known(side.offset as i64));
         format!("{} + {at}", e.buffer(side.node, false))
     });
-    let strides = [&attention.q, &attention.k, &attention.v].map(|side| [0, 1, 2, 3].map(|i| side.strides[i] as i64));
+    let strides = |side: &Strided| [0, 1, 2, 3].map(|i| side.strides[i] as i64);
+    let gradient = attention.backward.as_ref().map_or([0; 4], |backward| strides(&backward.gradient));
+    let strides = [strides(&attention.q), strides(&attention.k), strides(&attention.v), gradient];
     let Attention { heads, kv_heads, queries, keys, width, .. } = *attention;
     let sizes = [heads, heads / kv_heads, queries, keys, width].map(|size| size as u32);
     let flags = [attention.causal, attention.heads_first];

@@ -7,6 +7,7 @@
 // Kernels say with a struct what they have beside q, k and v; `at` counts elements of the result:
 //
 //     struct Attended {
+//         enum : uint { MASKED = 1 };                                         // whether there is a mask
 //         float mask(uint batch, uint head, uint query, uint key) const;      // 0 without one
 //         float gradient(uint batch, uint head, uint query, uint w) const;    // for gradients: of the output,
 //         float sum(uint batch, uint head, uint query) const;                 // the forward pass's sums,

@@ -20,9 +20,13 @@ template <typename Attended> struct TlSight {
     uint batch, head, query, key;
     bool whole; // all of the block is in sight
 
+    // Whether scores are only scaled, by a factor that keeps their order.
+    bool plain() const { return !Attended::MASKED && whole && scale >= 0.0f; }
+
     float operator()(uint row, uint column, float score) const {
-        if (whole) return fma(attended->mask(batch, head, query + row, key + column), 1.44269504f, score * scale);
-        bool seen = query + row < shape->queries && key + column < tl_attention_visible(*shape, query + row);
+        if (!Attended::MASKED && whole) return score * scale;
+        bool seen = whole || (query + row < shape->queries && key + column < tl_attention_visible(*shape, query + row));
+        if (!Attended::MASKED) return seen ? score * scale : -INFINITY;
         return seen ? fma(attended->mask(batch, head, query + row, key + column), 1.44269504f, score * scale) : -INFINITY;
     }
 };
@@ -57,6 +61,7 @@ template <typename Attended> struct TlSlopes {
     // What is added to a scaled score to make it a weight's logarithm.
     float bias(uint row, uint column) const {
         bool seen = whole || (query + row < shape->queries && key + column < tl_attention_visible(*shape, query + row));
+        if (!Attended::MASKED) return seen ? -lines[row] : -INFINITY;
         return seen ? fma(attended->mask(batch, head, query + row, key + column), 1.44269504f, -lines[row]) : -INFINITY;
     }
     float product(uint row) const { return lines[count + row]; }

@@ -19,29 +19,37 @@ template <uint KEYS, uint M> inline void tl_attend_clear(TlAttending<M>& state, 
 template <typename T, uint M, uint KEYS, uint N, typename Sight>
 inline void tl_attend_soften(TlUnits<M, KEYS>& scores, TlAttending<M>& state, TlUnits<M, N>& out, float*, const Sight& sight,
                              uint lane) {
+    // Scores that are only scaled are scaled on the way to their weights.
+    bool plain = sight.plain();
+    float scale = plain ? sight.scale : 1.0f;
+    if (!plain) {
+        #pragma unroll
+        for (uint r = 0; r < M / 8; r++)
+            #pragma unroll
+            for (uint j = 0; j < KEYS / 8; j++)
+                #pragma unroll
+                for (uint e = 0; e < 2; e++) {
+                    float& x = scores.sums[r / 2][j][r % 2 * 2 + e];
+                    x = sight(r * 8 + lane / 4, j * 8 + lane % 4 * 2 + e, x);
+                }
+    }
     #pragma unroll
     for (uint r = 0; r < M / 8; r++) {
-        float most = state.most[r];
+        float most = -INFINITY;
         #pragma unroll
         for (uint j = 0; j < KEYS / 8; j++)
             #pragma unroll
-            for (uint e = 0; e < 2; e++) {
-                float& x = scores.sums[r / 2][j][r % 2 * 2 + e];
-                x = sight(r * 8 + lane / 4, j * 8 + lane % 4 * 2 + e, x);
-                most = x > most ? x : most;
-            }
+            for (uint e = 0; e < 2; e++) most = fmaxf(most, scores.sums[r / 2][j][r % 2 * 2 + e]);
         #pragma unroll
-        for (uint mask = 1; mask < 4; mask *= 2) {
-            float other = __shfl_xor_sync(0xffffffffu, most, mask);
-            most = other > most ? other : most;
-        }
+        for (uint mask = 1; mask < 4; mask *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, mask));
+        most = fmaxf(state.most[r], most * scale);
         float base = most == -INFINITY ? 0.0f : most, sum = 0.0f, shrink = tl_fast_exp2(state.most[r] - base);
         #pragma unroll
         for (uint j = 0; j < KEYS / 8; j++)
             #pragma unroll
             for (uint e = 0; e < 2; e++) {
                 float& x = scores.sums[r / 2][j][r % 2 * 2 + e];
-                x = tl_fast_exp2(x - base);
+                x = tl_fast_exp2(fmaf(x, scale, -base));
                 sum += x;
             }
         state.most[r] = most;

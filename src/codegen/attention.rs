@@ -186,6 +186,7 @@ fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &
         text += &format!("    {ty} {name};\n");
     }
     text += "    constant Args* arguments;\n";
+    text += &format!("    enum : uint {{ MASKED = {} }};\n", u32::from(attention.mask.is_some()));
     for (head, statement) in functions {
         let args = if statement.contains("args.") { "constant Args& args = *arguments; " } else { "" };
         text += &format!("    {head} const {{ {args}{statement} }}\n");

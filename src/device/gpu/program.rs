@@ -21,8 +21,8 @@ use std::sync::Arc;
 const LIBRARY_WORK: usize = 1 << 21;
 /// Multiplications, and depth, from which on a library's product and a kernel for what follows beat one
 /// kernel of ours that does both: the sums then travel through memory once more.
-const PAIR_WORK: usize = 1 << 28;
-const PAIR_DEPTH: usize = 512;
+const PAIR_WORK: usize = 1 << 24;
+const PAIR_DEPTH: usize = 64;
 
 /// One launch of a plan.
 pub(crate) struct Program(Vec<Step>);

@@ -2,7 +2,7 @@
 
 use super::args::{Field, Fill};
 use super::emit::{Emitter, memory_type};
-use super::{Machine, Piece};
+use super::{Binding, Machine, Piece};
 use crate::dtype::DType;
 use crate::graph::AttentionPart;
 use crate::schedule::{Attention, Output, Strided};
@@ -11,11 +11,18 @@ use crate::schedule::{Attention, Output, Strided};
 const SIDES: u32 = 8;
 
 /// The forward pass is one dispatch; gradients are one for queries, and one for keys and values.
-pub(super) fn render<'k>(attention: &Attention, outputs: &[Output], emitter: &dyn Fn() -> Emitter<'k>) -> Vec<Piece> {
+pub(super) fn render<'k>(
+    attention: &Attention,
+    outputs: &[Output],
+    emitter: &dyn Fn() -> Emitter<'k>,
+) -> (Vec<Piece>, Vec<usize>) {
     let Attention { batch, heads, kv_heads, queries, keys, .. } = *attention;
     let has = |part: AttentionPart| attention.output(part).is_some();
     let (of_queries, of_keys) = (batch * heads * queries, batch * kv_heads * keys);
     let mut pieces = Vec::new();
+    if let Some(few) = Few::of(attention, emitter().machine) {
+        return few.render(attention, outputs, emitter);
+    }
     if attention.backward.is_none() {
         let parts = [AttentionPart::Output, AttentionPart::Sums];
         pieces.push(match Units::of(attention, emitter().machine) {
@@ -33,7 +40,7 @@ pub(super) fn render<'k>(attention: &Attention, outputs: &[Output], emitter: &dy
     };
     gradients("queries", &[AttentionPart::Query], of_queries);
     gradients("keys", &[AttentionPart::Key, AttentionPart::Value], of_keys);
-    pieces
+    (pieces, Vec::new())
 }
 
 /// A kernel by rows: see `shaders/attention.metal`.
@@ -50,6 +57,73 @@ fn piece(
     e.line(format!("threadgroup float block[TL_ATTENTION_BLOCK({each})];"));
     e.line(format!("tl_attention_{form}<{each}>({operands}, {shape}, block, attended, group, tid);"));
     e.piece(&format!("attention_{form}"), [groups as u32, 1, 1], 32 * SIDES)
+}
+
+/// Sizes of a kernel for few queries: see `shaders/attention_few.metal`.
+struct Few {
+    /// That share a key.
+    lanes: usize,
+    /// Rows of a group, and groups that have different ones.
+    rows: usize,
+    chunks: usize,
+    /// Groups that share the keys.
+    splits: usize,
+}
+
+impl Few {
+    /// Simdgroups of a group; `TL_FEW_SIDES`.
+    const SIDES: usize = 4;
+    /// Keys that are worth a group of their own.
+    const KEYS: usize = 256;
+
+    fn of(attention: &Attention, machine: &Machine) -> Option<Few> {
+        let Attention { batch, heads, kv_heads, queries, keys, width, dtype, .. } = *attention;
+        let straight = |side: &Strided| {
+            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
+        };
+        let narrow = matches!(dtype, DType::F16 | DType::BF16) && width % 8 == 0;
+        let many = queries >= Units::QUERIES && Units::fit(attention, machine);
+        if attention.backward.is_some() || !narrow || many || ![&attention.k, &attention.v].into_iter().all(straight) {
+            return None;
+        }
+        let all = queries * (heads / kv_heads);
+        let rows = all.next_power_of_two().min(4);
+        let chunks = all.div_ceil(rows);
+        let splits = machine.parallel_groups.div_ceil(batch * kv_heads * chunks).min(keys.div_ceil(Few::KEYS));
+        Some(Few { lanes: (width / 8).next_power_of_two(), rows, chunks, splits })
+    }
+
+    fn render<'k>(
+        &self,
+        attention: &Attention,
+        outputs: &[Output],
+        emitter: &dyn Fn() -> Emitter<'k>,
+    ) -> (Vec<Piece>, Vec<usize>) {
+        let Few { lanes, rows, chunks, splits } = *self;
+        let parts = [AttentionPart::Output, AttentionPart::Sums];
+        let split = splits > 1;
+        let mut e = emitter();
+        let scratch = split.then(|| e.bind("parts".into(), "device float*".into(), Binding::Scratch(0, true)));
+        let (operands, shape) = attended(&mut e, attention, outputs, if split { &[] } else { &parts });
+        let count = e.fields.add("splits", Field::Uint, Fill::Known(splits as i64));
+        e.line(format!("threadgroup float block[TL_FEW_BLOCK({lanes})];"));
+        e.line(format!(
+            "tl_attention_few<{lanes}, {rows}, {split}>({operands}, {shape}, {count}, block, attended, group, tid);"
+        ));
+        let groups = attention.batch * attention.kv_heads * chunks * splits;
+        let threads = 32 * Few::SIDES as u32;
+        let few = e.piece("attention_few", [groups as u32, 1, 1], threads);
+        let Some(scratch) = scratch else { return (vec![few], Vec::new()) };
+        let mut e = emitter();
+        let from = e.bind(scratch, "device const float*".into(), Binding::Scratch(0, false));
+        let all = attention.batch * attention.heads * attention.queries;
+        let (_, shape) = attended(&mut e, attention, outputs, &parts);
+        let count = e.fields.add("splits", Field::Uint, Fill::Known(splits as i64));
+        let rows = e.fields.add("rows", Field::Uint, Fill::Known(all as i64));
+        e.line(format!("tl_attention_merge({from}, {shape}, {count}, {rows}, attended, group, tid);"));
+        let merge = e.piece("attention_merge", [all.div_ceil(Few::SIDES) as u32, 1, 1], threads);
+        (vec![few, merge], vec![all * splits * (attention.width + 2) * size_of::<f32>()])
+    }
 }
 
 /// Sizes of a kernel by matrix units: see `shaders/attention_units.metal`.
@@ -180,7 +254,11 @@ fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &
     let shape = e.fields.add("attention", Field::Attention, fill);
     let functions = functions(e, attention, outputs, parts);
     // Two of them may share a source.
-    let name = if parts.contains(&AttentionPart::Key) { "AttendedKeys" } else { "Attended" };
+    let name = match parts {
+        [] => "AttendedParts",
+        [AttentionPart::Key, ..] => "AttendedKeys",
+        _ => "Attended",
+    };
     let mut text = format!("struct {name} {{\n");
     for (name, ty, _) in &e.buffers {
         text += &format!("    {ty} {name};\n");
@@ -227,6 +305,13 @@ fn functions(
         for (name, side) in [("sum", &backward.sums), ("product", &backward.products)] {
             list.push((format!("float {name}(uint batch, uint head, uint query)"), read(name, number, Some(side))));
         }
+    }
+    if parts.is_empty() {
+        // What becomes of these stands in scratch memory until it is merged.
+        list.push(("void part(ulong at, float x)".into(), "parts[at] = x;".into()));
+        list.extend(["output", "sums"].map(|name| (format!("void {name}(ulong at, float x)"), String::new())));
+    } else if parts.contains(&AttentionPart::Output) {
+        list.push(("void part(ulong at, float x)".into(), String::new()));
     }
     for &part in parts {
         let name = match part {

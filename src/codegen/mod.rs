@@ -114,7 +114,7 @@ struct Piece {
 }
 
 /// The shaders that a text may use; each is added where one of its names appears.
-const SHADERS: [(&str, &[&str], &str); 9] = [
+const SHADERS: [(&str, &[&str], &str); 10] = [
     ("fused_ops.metal", &["TlTeam"], include_str!("../../shaders/fused_ops.metal")),
     (
         "elementwise.metal",
@@ -131,6 +131,11 @@ const SHADERS: [(&str, &[&str], &str); 9] = [
     ("gradients.metal", &["tl_scatter"], include_str!("../../shaders/gradients.metal")),
     ("matmul.metal", &["tl_matmul", "tl_gemv", "tl_units"], include_str!("../../shaders/matmul.metal")),
     ("attention.metal", &["tl_attention", "TlAttention"], include_str!("../../shaders/attention.metal")),
+    (
+        "attention_few.metal",
+        &["tl_attention_few", "tl_attention_merge"],
+        include_str!("../../shaders/attention_few.metal"),
+    ),
     ("attention_units.metal", &["tl_attend_"], include_str!("../../shaders/attention_units.metal")),
 ];
 
@@ -179,7 +184,7 @@ fn pieces(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (
         return (scatter::render(scatter, output, &emitter), Vec::new());
     }
     if let Some(attention) = &kernel.attention {
-        return (attention::render(attention, &kernel.outputs, &emitter), Vec::new());
+        return attention::render(attention, &kernel.outputs, &emitter);
     }
     if let Some(gemm) = &kernel.gemm {
         return (vec![product::render(emitter(), gemm)], Vec::new());

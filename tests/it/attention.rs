@@ -141,7 +141,10 @@ fn unit_of(what: &str) -> f64 {
     }
 }
 
-const SIZES: [Sizes; 14] = [
+const SIZES: [Sizes; 17] = [
+    sizes_of([1, 4, 2, 1, 700, 64], true),
+    sizes_of([1, 4, 1, 3, 600, 128], true),
+    sizes_of([2, 1, 1, 1, 257, 24], false),
     sizes_of([1, 1, 1, 1, 1, 1], false),
     sizes_of([1, 1, 1, 1, 1, 32], true),
     sizes_of([2, 3, 3, 5, 7, 8], false),
@@ -160,7 +163,7 @@ const SIZES: [Sizes; 14] = [
 
 fn sizes(device: &Device) -> Result<()> {
     for dtype in dtypes(device, DType::is_float) {
-        for sizes in SIZES.into_iter().take(budget(device, SIZES.len(), 12)) {
+        for sizes in SIZES.into_iter().take(budget(device, SIZES.len(), 15)) {
             let case = Case::new(sizes, dtype);
             let [q, k, v, _] = case.tensors(device);
             let y = q.scaled_dot_product_attention(&k, &v, &case.options(None))?;
@@ -173,7 +176,7 @@ fn sizes(device: &Device) -> Result<()> {
 
 fn gradients(device: &Device) -> Result<()> {
     for dtype in dtypes(device, DType::is_float) {
-        for sizes in SIZES.into_iter().take(budget(device, SIZES.len(), 9)) {
+        for sizes in SIZES.into_iter().take(budget(device, SIZES.len(), 11)) {
             let case = Case::new(sizes, dtype);
             let [q, k, v, g] = case.tensors(device);
             let vars = [&q, &k, &v].map(|x| Var::new(x).unwrap().tensor());

@@ -48,4 +48,4 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use ops::Activation;
 pub use shape::{IntoShape, Shape};
-pub use tensor::{AttentionOptions, ConvOptions, Readback, Tensor, autocast, eval};
+pub use tensor::{AttentionOptions, ConvOptions, Readback, RotaryLayout, Tensor, autocast, eval};

@@ -25,4 +25,5 @@ mod torch;
 #[cfg(feature = "soft-metal")]
 mod traffic;
 mod training;
+mod transformers;
 mod views;

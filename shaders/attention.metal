@@ -31,8 +31,14 @@ struct TlAttention {
     TlAttentionSide q, k, v;
     uint heads, shared, queries, keys, width; // `shared` heads have the same keys
     float scale;
-    uint causal, reserved;
+    uint causal, heads_first; // results, but for the sums, lie head by head
 };
+
+// The row of a result, of so many positions and heads.
+inline ulong tl_attention_place(constant TlAttention& shape, uint batch, uint position, uint head, uint positions, uint heads) {
+    return shape.heads_first ? (ulong(batch) * heads + head) * positions + position
+                             : (ulong(batch) * positions + position) * heads + head;
+}
 
 // Keys that a query sees.
 inline uint tl_attention_visible(constant TlAttention& shape, uint query) {
@@ -72,7 +78,7 @@ void tl_attention_forward(device const T* q, device const T* k, device const T* 
     for (uint key = side; key < visible; key += TL_ATTENTION_SIDES) {
         tl_attention_row<EACH>(y, k, shape.k, batch, key, kv, shape.width, lane);
         float score = tl_attention_dot<EACH>(x, y) * shape.scale + attended.mask(batch, head, query, key);
-        float next = max(most, score), base = next == -INFINITY ? 0.0f : next;
+        float next = score > most ? score : most, base = next == -INFINITY ? 0.0f : next;
         float shrink = exp(most - base), weight = exp(score - base);
         most = next;
         sum = sum * shrink + weight;
@@ -87,7 +93,10 @@ void tl_attention_forward(device const T* q, device const T* k, device const T* 
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (side > 0) return;
-    for (uint s = 1; s < TL_ATTENTION_SIDES; s++) most = max(most, block[s * PITCH + 32 * EACH]);
+    for (uint s = 1; s < TL_ATTENTION_SIDES; s++) {
+        float other = block[s * PITCH + 32 * EACH];
+        most = other > most ? other : most;
+    }
     float base = most == -INFINITY ? 0.0f : most;
     sum = 0.0f;
     for (uint i = 0; i < EACH; i++) out[i] = 0.0f;
@@ -96,11 +105,11 @@ void tl_attention_forward(device const T* q, device const T* k, device const T* 
         sum = fma(block[s * PITCH + 32 * EACH + 1], shrink, sum);
         for (uint i = 0; i < EACH; i++) out[i] = fma(block[s * PITCH + lane + 32 * i], shrink, out[i]);
     }
-    ulong place = (ulong(batch) * shape.queries + query) * shape.heads + head;
+    ulong place = tl_attention_place(shape, batch, query, head, shape.queries, shape.heads);
     float divisor = sum == 0.0f ? 1.0f : sum;
     for (uint i = 0; i < EACH; i++)
         if (lane + 32 * i < shape.width) attended.output(place * shape.width + lane + 32 * i, out[i] / divisor);
-    if (lane == 0) attended.sums(place, most + log(sum));
+    if (lane == 0) attended.sums((ulong(batch) * shape.queries + query) * shape.heads + head, most + log(sum));
 }
 
 // The weight of a key for a query, and the gradient of its score.
@@ -150,7 +159,7 @@ void tl_attention_queries(device const T* q, device const T* k, device const T* 
     }
     tl_attention_add<EACH>(out, block, side, lane);
     if (side > 0) return;
-    ulong place = ((ulong(batch) * shape.queries + query) * shape.heads + head) * shape.width;
+    ulong place = tl_attention_place(shape, batch, query, head, shape.queries, shape.heads) * shape.width;
     for (uint i = 0; i < EACH; i++)
         if (lane + 32 * i < shape.width) attended.query(place + lane + 32 * i, out[i]);
 }
@@ -183,7 +192,7 @@ void tl_attention_keys(device const T* q, device const T* k, device const T* v, 
     tl_attention_add<EACH>(of_key, block, side, lane);
     tl_attention_add<EACH>(of_value, block + TL_ATTENTION_THREADS * EACH, side, lane);
     if (side > 0) return;
-    ulong place = ((ulong(batch) * shape.keys + key) * kv_heads + kv) * shape.width;
+    ulong place = tl_attention_place(shape, batch, key, kv, shape.keys, kv_heads) * shape.width;
     for (uint i = 0; i < EACH; i++) {
         if (lane + 32 * i >= shape.width) continue;
         attended.key(place + lane + 32 * i, of_key[i]);

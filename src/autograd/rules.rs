@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Node, NodeRef, Op, is_recording, with_recording};
 use crate::ops::{Elementwise, Expr, Reduction};
 use crate::shape::{Dims, Shape};
-use crate::tensor::{Tensor, attention_gradient, attention_products, composed_attention};
+use crate::tensor::{Tensor, attention_backward, attention_gradient, composed_attention};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -16,25 +16,25 @@ pub(super) struct Rule<'a> {
     inputs: SmallVec<[Tensor; 3]>,
     g: &'a Tensor,
     /// What the gradients of all operands of attention need.
-    products: Option<Tensor>,
+    attention: Option<[Tensor; 2]>,
 }
 
 impl<'a> Rule<'a> {
     pub fn new(node: &'a NodeRef, g: &'a Tensor) -> Result<Rule<'a>> {
         let inputs = node.state().inputs.iter().cloned().map(Tensor).collect();
-        let products = match node.op {
-            Op::Attention(_) if !is_recording() => Some(attention_products(&Tensor(node.clone()), g)?),
+        let attention = match node.op {
+            Op::Attention(op) if !is_recording() => Some(attention_backward(&op, &Tensor(node.clone()), g)?),
             _ => None,
         };
-        Ok(Rule { node, inputs, g, products })
+        Ok(Rule { node, inputs, g, attention })
     }
 
     /// The gradient of operand number `operand`.
     pub fn gradient(&self, operand: usize) -> Result<Tensor> {
-        let Rule { node, inputs, g, products } = self;
+        let Rule { node, inputs, g, attention } = self;
         let Op::Attention(op) = &node.op else { return gradient(node, inputs, operand, g) };
-        match products {
-            Some(products) => attention_gradient(op, inputs, operand, g, products),
+        match attention {
+            Some(backward) => attention_gradient(op, inputs, operand, backward),
             // With derivatives of its own to come.
             None => {
                 let whole = composed_attention(op, inputs)?;

@@ -67,8 +67,8 @@ pub(crate) enum Fill {
     /// A scatter's strides (of the source: terms, columns; of the index) and sizes (terms, columns).
     Scatter([i64; 3], [u32; 2]),
     /// Attention's strides (of q, k and v: batch, position, head, width), sizes (heads, heads that share keys, queries,
-    /// keys, width), scale, and whether it is causal.
-    Attention(Box<([[i64; 4]; 3], [u32; 5], f32, bool)>),
+    /// keys, width), scale, and whether it is causal and its results lie head by head.
+    Attention(Box<([[i64; 4]; 3], [u32; 5], f32, [bool; 2])>),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
     Tag { node: u32, limit: usize },
     /// The address of a buffer.
@@ -139,11 +139,11 @@ impl Fields {
                     bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
                 }
                 (Fill::Attention(parts), _) => {
-                    let (strides, sizes, scale, causal) = &**parts;
+                    let (strides, sizes, scale, flags) = &**parts;
                     bytes.extend(strides.iter().flatten().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(scale.to_le_bytes());
-                    bytes.extend([u32::from(*causal), 0].iter().flat_map(|s| s.to_le_bytes()));
+                    bytes.extend(flags.iter().flat_map(|&flag| u32::from(flag).to_le_bytes()));
                 }
                 (fill, size) => {
                     patches.push(Patch { at: bytes.len(), fill: fill.clone() });

@@ -47,7 +47,7 @@ fn piece(
     let shape = e.fields.add(
         "attention",
         Field::Attention,
-        Fill::Attention(Box::new((strides, sizes, attention.scale, attention.causal))),
+        Fill::Attention(Box::new((strides, sizes, attention.scale, [attention.causal, attention.heads_first]))),
     );
     let functions = functions(&mut e, attention, outputs, parts);
     let mut text = String::from("struct Attended {\n");

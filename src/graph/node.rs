@@ -59,6 +59,8 @@ pub(crate) struct Attention {
     /// Query i sees keys up to i + keys - queries.
     pub causal: bool,
     pub masked: bool,
+    /// Results, but for the sums, are `[batch, heads, positions, width]`.
+    pub heads_first: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -218,9 +218,10 @@ impl Walk {
                 13
             }
             Op::Scatter { axis, .. } => 14 + ((axis as u64) << 8),
-            Op::Attention(Attention { part, scale, causal, masked }) => {
+            Op::Attention(Attention { part, scale, causal, masked, heads_first }) => {
                 words.push(scale.to_bits() as u64);
-                15 + ((part as u64) << 8) + ((causal as u64) << 16) + ((masked as u64) << 17)
+                let flags = causal as u64 | (masked as u64) << 1 | (heads_first as u64) << 2;
+                15 + ((part as u64) << 8) + (flags << 16)
             }
         };
         node.shape.dims().iter().for_each(|&dim| words.push(dim as u64));

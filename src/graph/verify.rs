@@ -157,10 +157,15 @@ fn check_attention(
         return Err(format!("a mask {:?}", dims[3]));
     }
     let sums = ([batch, queries, heads], DType::F32);
+    let (mut of_q, mut of_k) = ([batch, queries, heads, width], [batch, keys, kv_heads, width]);
+    if attention.heads_first {
+        of_q.swap(1, 2);
+        of_k.swap(1, 2);
+    }
     let own = match attention.part {
         AttentionPart::Sums => (&sums.0[..], sums.1),
-        AttentionPart::Output | AttentionPart::Query => (dims[0], inputs[0].1),
-        AttentionPart::Key | AttentionPart::Value => (dims[1], inputs[1].1),
+        AttentionPart::Output | AttentionPart::Query => (&of_q[..], inputs[0].1),
+        AttentionPart::Key | AttentionPart::Value => (&of_k[..], inputs[1].1),
     };
     let same = inputs[..attention.operands()].iter().all(|(_, dtype)| *dtype == inputs[0].1);
     if own != (shape.dims(), dtype) || !same {

@@ -183,6 +183,8 @@ pub(crate) struct Attention {
     pub mask: Option<Strided>,
     /// For gradients.
     pub backward: Option<Backward>,
+    /// Whether results, but for the sums, lie head by head.
+    pub heads_first: bool,
     /// What each output of the kernel is; outputs lie straight.
     pub parts: Vec<AttentionPart>,
 }
@@ -207,6 +209,14 @@ impl Attention {
     /// The output that is this part.
     pub fn output(&self, part: AttentionPart) -> Option<usize> {
         self.parts.iter().position(|&other| other == part)
+    }
+
+    /// The row of a result, of so many positions and heads, that belongs to these.
+    pub fn row(&self, [batch, position, head]: [usize; 3], positions: usize, heads: usize) -> usize {
+        match self.heads_first {
+            true => (batch * heads + head) * positions + position,
+            false => (batch * positions + position) * heads + head,
+        }
     }
 
     /// Multiplications and additions: two products, or for gradients seven, of queries and keys.

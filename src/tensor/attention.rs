@@ -90,8 +90,12 @@ impl Tensor {
         if self.dtype() == DType::F64 || width > WIDEST || tracked_mask {
             return whole.composed(self, k, v);
         }
+        // What a model attends to it has computed, and what comes out goes into a product of all heads. Data as it
+        // stands comes out as it stands.
+        let heads_first = self.0.op == Op::Leaf;
         let [q, k, v] = [self, k, v].map(|x| x.transpose(1, 2));
-        whole.fused(&q?, &k?, &v?)?.transpose(1, 2)
+        let y = whole.fused(&q?, &k?, &v?, heads_first)?;
+        if heads_first { Ok(y) } else { y.transpose(1, 2) }
     }
 
     /// A mask as numbers of this tensor's dtype that are added to the scores, of rank 4.
@@ -124,9 +128,9 @@ struct Whole {
 impl Whole {
     /// As one kernel, of `[batch, positions, heads, width]`.
     #[track_caller]
-    fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let part =
-            |part| Attention { part, scale: self.scale as f32, causal: self.causal, masked: self.mask.is_some() };
+    fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads_first: bool) -> Result<Tensor> {
+        let (scale, causal, masked) = (self.scale as f32, self.causal, self.mask.is_some());
+        let part = |part| Attention { part, scale, causal, masked, heads_first };
         let mut inputs = vec![q, k, v];
         inputs.extend(&self.mask);
         let tracked = inputs.iter().any(|x| x.0.track() != Track::Constant) && crate::graph::is_recording();
@@ -139,7 +143,8 @@ impl Whole {
         };
         let sums = if tracked { Some(sums()?) } else { None };
         inputs.extend(&sums);
-        Tensor::record(Op::Attention(part(AttentionPart::Output)), &inputs, *q.shape(), q.dtype(), q.device())
+        let shape = lying(q, heads_first)?;
+        Tensor::record(Op::Attention(part(AttentionPart::Output)), &inputs, shape, q.dtype(), q.device())
     }
 
     /// As ordinary ops, of `[batch, heads, positions, width]`.
@@ -176,27 +181,44 @@ impl Whole {
 pub(crate) fn composed(op: &Attention, operands: &[Tensor]) -> Result<Tensor> {
     let [q, k, v] = [0, 1, 2].map(|i| operands[i].transpose(1, 2));
     let mask = op.masked.then(|| operands[3].clone());
-    Whole { mask, causal: op.causal, scale: op.scale.into() }.composed(&q?, &k?, &v?)?.transpose(1, 2)
+    let y = Whole { mask, causal: op.causal, scale: op.scale.into() }.composed(&q?, &k?, &v?)?;
+    if op.heads_first { Ok(y) } else { y.transpose(1, 2) }
 }
 
-/// For each query the sum of output times gradient, which the gradients of the scores need.
+/// The shape of a result for an operand `[batch, positions, heads, width]`.
+fn lying(x: &Tensor, heads_first: bool) -> Result<Shape> {
+    let mut dims = x.dims().to_vec();
+    if heads_first {
+        dims.swap(1, 2);
+    }
+    Shape::new(&dims)
+}
+
+/// From one order of positions and heads to the other, if results lie head by head.
 #[track_caller]
-pub(crate) fn products(output: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    (output.widened()? * gradient.widened()?)?.sum(-1)?.to_dtype(DType::F32)
+fn turned(op: &Attention, x: &Tensor) -> Result<Tensor> {
+    if op.heads_first { x.transpose(1, 2) } else { Ok(x.clone()) }
 }
 
-/// The gradient of operand number `operand` of an attention node with these inputs and output.
+/// What the gradients of all operands are computed from: that of the output, and for each query the sum of output times
+/// gradient.
+#[track_caller]
+pub(crate) fn backward(op: &Attention, output: &Tensor, gradient: &Tensor) -> Result<[Tensor; 2]> {
+    let products = (output.widened()? * gradient.widened()?)?.sum(-1)?;
+    Ok([turned(op, gradient)?, turned(op, &products)?])
+}
+
+/// The gradient of operand number `operand` of an attention node with these inputs.
 #[track_caller]
 pub(crate) fn gradient(
     op: &Attention,
     inputs: &[Tensor],
     operand: usize,
-    gradient: &Tensor,
-    products: &Tensor,
+    [gradient, products]: &[Tensor; 2],
 ) -> Result<Tensor> {
     let part = [AttentionPart::Query, AttentionPart::Key, AttentionPart::Value][operand.min(2)];
     let mut all: Vec<&Tensor> = inputs[..op.operands()].iter().collect();
     all.extend([gradient, &inputs[op.operands()], products]);
-    let (shape, dtype, device) = (*inputs[operand].shape(), inputs[operand].dtype(), inputs[operand].device());
-    Tensor::record(Op::Attention(Attention { part, ..*op }), &all, shape, dtype, device)
+    let (shape, of) = (lying(&inputs[operand], op.heads_first)?, &inputs[operand]);
+    turned(op, &Tensor::record(Op::Attention(Attention { part, ..*op }), &all, shape, of.dtype(), of.device())?)
 }

@@ -20,7 +20,7 @@ mod view;
 
 pub use attention::AttentionOptions;
 pub(crate) use attention::{
-    composed as composed_attention, gradient as attention_gradient, products as attention_products,
+    backward as attention_backward, composed as composed_attention, gradient as attention_gradient,
 };
 pub use autocast::autocast;
 pub(crate) use autocast::{full_precision, operand as autocast_operand};

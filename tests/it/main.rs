@@ -1,5 +1,6 @@
 //! The integration tests, as one binary.
 
+mod attention;
 mod bad_input;
 mod capture;
 mod columns;

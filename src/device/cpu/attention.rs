@@ -264,8 +264,9 @@ impl Job<'_> {
                 let row = &mut out[r * wide_row..][..a.width];
                 let sum = if sums[r] == 0.0 { 1.0 } else { sums[r] };
                 row.iter_mut().for_each(|x| *x /= sum);
-                let place = (batch * a.queries + first + r) * a.heads + head;
+                let place = a.row([batch, first + r, head], a.queries, a.heads);
                 self.store(AttentionPart::Output, place * a.width, row);
+                let place = (batch * a.queries + first + r) * a.heads + head;
                 self.store(AttentionPart::Sums, place, &[most[r] + sums[r].ln()]);
             }
         });
@@ -365,12 +366,13 @@ impl Job<'_> {
                 }
                 for i in 0..a.queries {
                     let row = &of_q[(i / BLOCK * tall + i % BLOCK) * wide_row..][..a.width];
-                    self.store(AttentionPart::Query, ((batch * a.queries + i) * a.heads + head) * a.width, row);
+                    let place = a.row([batch, i, head], a.queries, a.heads);
+                    self.store(AttentionPart::Query, place * a.width, row);
                 }
             }
             for i in 0..a.keys {
                 let at = (i / BLOCK * tall + i % BLOCK) * wide_row;
-                let place = ((batch * a.keys + i) * a.kv_heads + kv) * a.width;
+                let place = a.row([batch, i, kv], a.keys, a.kv_heads) * a.width;
                 self.store(AttentionPart::Key, place, &of_k[at..][..a.width]);
                 self.store(AttentionPart::Value, place, &of_v[at..][..a.width]);
             }

@@ -32,7 +32,8 @@ impl Lowering<'_, '_> {
         let (&[batch, queries, heads, width], &[_, keys, kv_heads, _]) = (of_q.dims(), of_k.dims()) else {
             return Err(Stop::Store(node, "attention of four dimensions"));
         };
-        let (dtype, scale, causal) = (self.entry(inputs[0]).node.dtype, op.scale, op.causal);
+        let dtype = self.entry(inputs[0]).node.dtype;
+        let graph::Attention { scale, causal, heads_first, .. } = op;
         for &sibling in &siblings {
             self.touch(sibling, node)?;
             self.nodes.push(sibling);
@@ -52,6 +53,7 @@ impl Lowering<'_, '_> {
             v,
             mask,
             backward,
+            heads_first,
             parts,
         };
         self.attention = Some((attention, siblings));

@@ -2,6 +2,7 @@
 
 use super::{Item, Module, Path};
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{RotaryLayout, Tensor};
 
@@ -69,11 +70,15 @@ impl RotaryEmbedding {
             let reason = format!("positions {start} .. {}, and there are {known}", start + count);
             return Err(Error::shape(OP, x.shape(), reason));
         }
-        let at = (Tensor::iota(count, x.device())? + start as i64)?;
+        // A view costs less than a gather, and a single index less than several.
+        let rows = |table: &Tensor| match (start, count) {
+            (0, _) => table.narrow(0, 0, count),
+            (_, 1) => table.index_select(0, &Tensor::full(1, start as f64, DType::I64, x.device())?),
+            _ => table.index_select(0, &(Tensor::iota(count, x.device())? + start as i64)?),
+        };
         let mut dims = vec![1; x.rank() - dim];
         (dims[0], dims[x.rank() - dim - 1]) = (count, self.cos.dims()[1]);
-        let rows = |table: &Tensor| table.index_select(0, &at)?.reshape(&dims[..]);
-        x.rotary(&rows(&self.cos)?, &rows(&self.sin)?, self.layout)
+        x.rotary(&rows(&self.cos)?.reshape(&dims[..])?, &rows(&self.sin)?.reshape(&dims[..])?, self.layout)
     }
 }
 

@@ -41,7 +41,7 @@ pub mod shape;
 pub mod tensor;
 pub mod testing;
 
-pub use autograd::{Gradients, Var, grad, grad_with, no_grad};
+pub use autograd::{Gradients, Var, checkpoint, grad, grad_with, no_grad};
 pub use capture::{Captured, capture};
 pub use device::Device;
 pub use dtype::{DType, Element};

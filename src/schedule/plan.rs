@@ -244,8 +244,8 @@ impl<'g> Planner<'g> {
         true
     }
 
-    /// What to store for a product that has no place in the kernel of `reader`: what several read of all that is computed
-    /// from it elementwise, since its kernel can compute that on the way; else the product itself.
+    /// What to store for a product that has no place in the kernel of `reader`: a sum with something of its size that
+    /// several read, if it comes to that elementwise, since its kernel can compute that on the way; else the product.
     fn epilogue_end(&self, product: u32, reader: u32) -> u32 {
         let mut end = product;
         if !matches!(self.graph.entries[product as usize].node.op, Op::Matmul) {
@@ -264,7 +264,10 @@ impl<'g> Planner<'g> {
             }
             end = next;
         }
-        end
+        let whole = |&&input: &&u32| self.graph.entries[input as usize].node.shape.numel() == numel;
+        let entry = &self.graph.entries[end as usize];
+        let is_sum = matches!(entry.node.op, Op::Elementwise(Elementwise::Add));
+        if is_sum && entry.inputs.iter().filter(whole).count() == 2 { end } else { product }
     }
 
     /// Stores an operand of `node`, so that its kernel gets smaller; false if there is none left.

@@ -3,6 +3,7 @@
 mod attention;
 mod bad_input;
 mod capture;
+mod checkpointing;
 mod columns;
 mod creation;
 mod digits;
@@ -11,6 +12,7 @@ mod engine;
 mod fashion;
 mod fusion;
 mod fuzz;
+mod gpt;
 mod gradients;
 mod indexing;
 mod metal_text;

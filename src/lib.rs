@@ -41,11 +41,11 @@ pub mod shape;
 pub mod tensor;
 pub mod testing;
 
-pub use autograd::{Gradients, Var, grad, grad_with, no_grad};
+pub use autograd::{Gradients, Var, checkpoint, grad, grad_with, no_grad};
 pub use capture::{Captured, capture};
 pub use device::Device;
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use ops::Activation;
 pub use shape::{IntoShape, Shape};
-pub use tensor::{AttentionOptions, ConvOptions, Readback, Tensor, autocast, eval};
+pub use tensor::{AttentionOptions, ConvOptions, Readback, RotaryLayout, Tensor, autocast, eval};

@@ -104,6 +104,9 @@ fn plot(path: &std::path::Path, losses: &[f32]) -> std::result::Result<(), Box<d
     if path.extension().is_none_or(|e| e != "svg") {
         return Err("only SVG can be drawn; name the file .svg".into());
     }
+    // For the extents of letters; the file names the family only.
+    let known = plotters::style::register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
+    known.map_err(|_| "no font")?;
     let top = losses.iter().copied().fold(0f32, f32::max).max(1e-6) * 1.05;
     let area = SVGBackend::new(path, (800, 480)).into_drawing_area();
     area.fill(&WHITE)?;

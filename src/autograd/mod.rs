@@ -5,17 +5,22 @@
 //! row. What they return is ordinary pending graph: it fuses with its neighbours and, recorded with
 //! `create_graph`, can be differentiated again.
 
+mod checkpoint;
 mod rules;
 mod view;
+
+use checkpoint::Again;
+pub use checkpoint::checkpoint;
 
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Inputs, Node, NodeRef, Track, with_recording};
 use crate::shape::Shape;
-use crate::tensor::{Tensor, full_precision};
+use crate::tensor::{Tensor, eval, full_precision};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use std::cmp::Reverse;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -171,6 +176,46 @@ impl Gradients {
         Ok(())
     }
 
+    /// Adds the gradients of another loss, which makes them those of the sum of both.
+    ///
+    /// ```
+    /// use tensorlogic::{Device, Tensor, Var};
+    /// let x = Var::new(&Tensor::scalar(3f32, &Device::cpu())?)?;
+    /// let mut gradients = x.tensor().sqr()?.backward()?;
+    /// gradients.eval()?; // what the first loss needed is free before the second is computed
+    /// gradients.add((x.tensor() * 2.0)?.backward()?)?;
+    /// assert_eq!(gradients.get(&x).unwrap().item::<f32>()?, 8.0);
+    /// # Ok::<(), tensorlogic::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Gradients of a scaled loss, of which [`crate::optim::MixedPrecision::backward_each`] takes several.
+    pub fn add(&mut self, other: Gradients) -> Result<()> {
+        if self.scaled.is_some() || other.scaled.is_some() {
+            let reason = "scaled losses have scales of their own; use MixedPrecision::backward_each";
+            return Err(Error::arg("Gradients::add", reason));
+        }
+        for (variable, gradient) in other.by_variable {
+            let sum = match self.by_variable.remove(&variable) {
+                Some(own) => no_grad(|| own + gradient)?,
+                None => gradient,
+            };
+            self.by_variable.insert(variable, sum);
+        }
+        self.together.extend(other.together);
+        Ok(())
+    }
+
+    /// Computes the gradients now, and the losses that they came from.
+    ///
+    /// # Errors
+    /// What evaluation reports.
+    pub fn eval(&self) -> Result<()> {
+        let mut list: Vec<(&u64, &Tensor)> = self.by_variable.iter().collect();
+        list.sort_unstable_by_key(|(id, _)| Reverse(**id));
+        eval(&self.together.iter().chain(list.into_iter().map(|(_, gradient)| gradient)).collect::<Vec<_>>())
+    }
+
     /// How many variables have a gradient.
     pub fn len(&self) -> usize {
         self.by_variable.len()
@@ -181,10 +226,10 @@ impl Gradients {
         self.by_variable.is_empty()
     }
 
-    /// The gradients in a fixed order: that of their variables' making.
+    /// The gradients in a fixed order: last those of the variables made first, which a backward pass reaches last.
     pub(crate) fn ordered_mut(&mut self) -> Vec<&mut Tensor> {
         let mut list: Vec<(&u64, &mut Tensor)> = self.by_variable.iter_mut().collect();
-        list.sort_unstable_by_key(|(id, _)| **id);
+        list.sort_unstable_by_key(|(id, _)| Reverse(**id));
         list.into_iter().map(|(_, gradient)| gradient).collect()
     }
 }
@@ -373,9 +418,11 @@ impl Trace {
             if let Some(root) = gradients.last_mut() {
                 *root = Some(seed.clone());
             }
+            let mut again = Again::default();
             for (i, step) in self.steps.iter().enumerate().rev().filter(|(_, step)| step.wanted) {
                 let Some(gradient) = gradients[i].take() else { continue };
-                let rule = rules::Rule::new(&step.node, &gradient)?;
+                let node = again.of(&step.node, &gradient)?;
+                let rule = rules::Rule::new(&node, &gradient)?;
                 for (operand, at) in step.inputs.iter().enumerate().filter_map(|(j, at)| Some((j, (*at)?))) {
                     let term = rule.gradient(operand)?;
                     gradients[at] = Some(match gradients[at].take() {

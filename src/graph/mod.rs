@@ -15,7 +15,8 @@ mod snapshot;
 mod verify;
 
 pub(crate) use node::{
-    Attention, AttentionPart, Inputs, Node, NodeRef, Op, Random, Scalar, Track, View, is_recording, with_recording,
+    Attention, AttentionPart, Inputs, Node, NodeRef, Op, Random, Scalar, Track, View, in_segment, is_recording,
+    with_recording,
 };
 pub(crate) use snapshot::{Entry, Snapshot};
 pub(crate) use verify::verify;

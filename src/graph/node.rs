@@ -175,6 +175,7 @@ pub(crate) enum Track {
 
 thread_local! {
     static RECORDING: Cell<bool> = const { Cell::new(true) };
+    static SEGMENT: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Whether this thread records ops for derivatives.
@@ -194,6 +195,23 @@ pub(crate) fn with_recording<T>(on: bool, work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// Runs `work` with nodes recorded as a segment that a backward pass computes again. One inside another is part of it.
+pub(crate) fn in_segment<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(u64);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SEGMENT.set(self.0);
+        }
+    }
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let outer = SEGMENT.get();
+    let _restore = Restore(outer);
+    if outer == 0 {
+        SEGMENT.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    work()
+}
+
 /// What changes when a node is evaluated.
 pub(crate) struct State {
     pub inputs: Inputs,
@@ -210,6 +228,8 @@ pub(crate) struct Node {
     pub site: &'static Location<'static>,
     /// The variable that this is a value of; 0 for none.
     pub variable: u64,
+    /// The segment that a backward pass computes again, if it was recorded in one; else 0.
+    pub segment: u64,
     /// Where it stands in the snapshot that looked at it last.
     pub mark: Mark,
     track: AtomicU8,
@@ -287,10 +307,12 @@ impl Node {
         let Some(mut spare) = spare else {
             let (track, depth, state) = (AtomicU8::new(track as u8), AtomicU32::new(depth), Mutex::new(state));
             let (shape, device, mark) = (*shape, device.clone(), Mark::default());
-            return Arc::new(Node { op, shape, dtype, device, site, variable: 0, mark, track, depth, state });
+            let segment = SEGMENT.get();
+            return Arc::new(Node { op, shape, dtype, device, site, variable: 0, segment, mark, track, depth, state });
         };
         if let Some(node) = Arc::get_mut(&mut spare) {
             (node.op, node.shape, node.dtype, node.site, node.variable) = (op, *shape, dtype, site, 0);
+            node.segment = SEGMENT.get();
             if node.device != *device {
                 node.device = device.clone();
             }

@@ -32,22 +32,30 @@
 //! ```
 
 mod activation;
+mod attention;
+mod cache;
 mod conv;
 mod dropout;
 mod embedding;
 pub mod init;
 mod linear;
 mod norm;
+mod rotary;
 mod sequential;
+mod transformer;
 
 pub use activation::{Elu, Gelu, GeluErf, LeakyRelu, Mish, Relu, Sigmoid, Silu, Softplus, Tanh};
+pub use attention::{MultiHeadAttention, MultiHeadAttentionOptions};
+pub use cache::KvCache;
 pub use conv::{AvgPool2d, Conv2d, Flatten, MaxPool2d};
 pub use dropout::Dropout;
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::RotaryEmbedding;
 pub use sequential::Sequential;
 pub use tensorlogic_derive::Module;
+pub use transformer::{TransformerBlock, TransformerOptions};
 
 use crate::autograd::Var;
 use crate::device::Device;

@@ -185,7 +185,8 @@ impl<R: Rule> Optimizer<R> {
         let mut roots = gradients.together.clone();
         // What is updated may now be written over its old value: nothing here holds that.
         drop(gradients);
-        roots.extend(changed.into_iter().flat_map(|(var, slots)| slots.into_iter().chain([var.tensor()])));
+        // Last layers first, as gradients come: what a layer's need is free before the next one's is computed.
+        roots.extend(changed.into_iter().rev().flat_map(|(var, slots)| slots.into_iter().chain([var.tensor()])));
         eval(&roots.iter().collect::<Vec<_>>())
     }
 

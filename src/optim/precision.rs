@@ -55,21 +55,61 @@ impl MixedPrecision {
     /// # Errors
     /// What `forward` and [`Tensor::backward`] return; a loss of several elements.
     pub fn backward(&mut self, forward: impl FnOnce() -> Result<Tensor>) -> Result<(Tensor, Gradients)> {
-        let loss = autocast(self.dtype, forward)?;
-        let Some(state) = &self.state else {
-            let gradients = loss.backward()?;
-            return Ok((loss, gradients));
+        let mut forward = Some(forward);
+        let once = |_| match forward.take() {
+            Some(forward) => forward(),
+            None => Err(Error::internal("MixedPrecision::backward", "a second micro-batch")),
         };
-        if loss.numel() != 1 {
-            return Err(Error::shape("MixedPrecision::backward", loss.shape(), "the loss must be a scalar"));
+        self.backward_each(1, once)
+    }
+
+    /// [`MixedPrecision::backward`] of the mean of several losses, `forward(0)` to `forward(count - 1)`: the gradients of
+    /// a batch in as many parts. Each part is computed before the next is recorded, so that memory is that of one part
+    /// and the gradients; in a captured step they are one plan.
+    ///
+    /// # Errors
+    /// As there; a count of 0.
+    pub fn backward_each(
+        &mut self,
+        count: usize,
+        mut forward: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<(Tensor, Gradients)> {
+        const OP: &str = "MixedPrecision::backward";
+        let scale = self.state.as_ref().map(|state| entry(state, 0)).transpose()?;
+        let mut sum: Option<(Tensor, Gradients)> = None;
+        for part in 0..count {
+            let mut loss = autocast(self.dtype, || forward(part))?;
+            if loss.numel() != 1 {
+                return Err(Error::shape(OP, loss.shape(), "the loss must be a scalar"));
+            }
+            if count > 1 {
+                loss = (loss / count as f64)?;
+            }
+            let gradients = match &scale {
+                Some(scale) => loss.backward_with(&scale.to_dtype(loss.dtype())?.reshape(loss.shape())?)?,
+                None => loss.backward()?,
+            };
+            let (mean, mut all) = match sum {
+                Some((mean, mut all)) => {
+                    all.add(gradients)?;
+                    (no_grad(|| mean + loss)?, all)
+                }
+                None => (loss, gradients),
+            };
+            all.together = vec![mean.clone()];
+            if part + 1 < count {
+                all.eval()?;
+            }
+            sum = Some((mean, all));
         }
-        let scale = entry(state, 0)?;
-        let mut gradients = loss.backward_with(&scale.to_dtype(loss.dtype())?.reshape(loss.shape())?)?;
-        let next = no_grad(|| next_state(state, &mut gradients))?;
-        gradients.scaled =
-            Some(Scaled { inverse: scale.recip()?, finite: entry(&next, 3)?.gt(0.0)?, skipped: entry(&next, 2)? });
-        gradients.together.push(next.clone());
-        self.state = Some(next);
+        let (loss, mut gradients) = sum.ok_or_else(|| Error::arg(OP, "no micro-batches"))?;
+        if let (Some(state), Some(scale)) = (&self.state, scale) {
+            let next = no_grad(|| next_state(state, &mut gradients))?;
+            gradients.scaled =
+                Some(Scaled { inverse: scale.recip()?, finite: entry(&next, 3)?.gt(0.0)?, skipped: entry(&next, 2)? });
+            gradients.together.push(next.clone());
+            self.state = Some(next);
+        }
         Ok((loss, gradients))
     }
 
@@ -119,7 +159,7 @@ fn entry(state: &Tensor, i: usize) -> Result<Tensor> {
 /// The state after a step along these gradients.
 fn next_state(state: &Tensor, gradients: &mut Gradients) -> Result<Tensor> {
     let largest = |g: &&mut Tensor| g.abs()?.max_all()?.to_dtype(DType::F32)?.reshape(1);
-    let sizes = gradients.ordered_mut().iter().map(largest).collect::<Result<Vec<_>>>()?;
+    let sizes = gradients.ordered_mut().iter().rev().map(largest).collect::<Result<Vec<_>>>()?;
     let sizes = Tensor::cat(&sizes, 0)?;
     // A row of all sizes for each entry of the state, so that one kernel folds them and updates it.
     let finite = sizes.expand((4, sizes.numel()))?.max(1)?.is_finite()?;

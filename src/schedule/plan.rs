@@ -210,7 +210,7 @@ impl<'g> Planner<'g> {
                     separate.insert(n) || self.store_below(target.node)
                 }
                 Stop::Separate(n) => self.store(n, target.node, "the kernel would touch too many buffers"),
-                Stop::Store(n, reason) => self.store(n, target.node, reason),
+                Stop::Store(n, reason) => self.store(self.epilogue_end(n, target.node), target.node, reason),
             };
             // With nothing left to store, it can only be what is computed on the way.
             if !progress && !std::mem::replace(&mut absorb, false) {
@@ -242,6 +242,32 @@ impl<'g> Planner<'g> {
         self.stored[node as usize] = true;
         self.report.edge(self.graph, node, reader, reason);
         true
+    }
+
+    /// What to store for a product that has no place in the kernel of `reader`: a sum with something of its size that
+    /// several read, if it comes to that elementwise, since its kernel can compute that on the way; else the product.
+    fn epilogue_end(&self, product: u32, reader: u32) -> u32 {
+        let mut end = product;
+        if !matches!(self.graph.entries[product as usize].node.op, Op::Matmul) {
+            return product;
+        }
+        let numel = self.graph.entries[product as usize].node.shape.numel();
+        while let &[next] = &self.consumers[end as usize][..] {
+            let entry = &self.graph.entries[next as usize];
+            let goes_on = match entry.node.op {
+                Op::Elementwise(_) | Op::Cast => entry.node.shape.numel() == numel,
+                Op::View(_) => self.reshape_of(next).is_some(),
+                _ => false,
+            };
+            if !goes_on || next == reader || self.stored[next as usize] {
+                return product;
+            }
+            end = next;
+        }
+        let whole = |&&input: &&u32| self.graph.entries[input as usize].node.shape.numel() == numel;
+        let entry = &self.graph.entries[end as usize];
+        let is_sum = matches!(entry.node.op, Op::Elementwise(Elementwise::Add));
+        if is_sum && entry.inputs.iter().filter(whole).count() == 2 { end } else { product }
     }
 
     /// Stores an operand of `node`, so that its kernel gets smaller; false if there is none left.

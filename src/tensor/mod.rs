@@ -15,6 +15,7 @@ mod operand;
 mod operators;
 mod read;
 mod reduce;
+mod rotary;
 mod view;
 
 pub use attention::AttentionOptions;
@@ -26,6 +27,7 @@ pub(crate) use autocast::{full_precision, operand as autocast_operand};
 pub use conv::ConvOptions;
 pub use operand::{Dim, IntoDims, Operand};
 pub use read::Readback;
+pub use rotary::RotaryLayout;
 
 use crate::device::{Device, Storage};
 use crate::dtype::DType;

@@ -3,6 +3,7 @@
 mod attention;
 mod bad_input;
 mod capture;
+mod checkpointing;
 mod columns;
 mod creation;
 mod digits;
@@ -11,6 +12,7 @@ mod engine;
 mod fashion;
 mod fusion;
 mod fuzz;
+mod gpt;
 mod gradients;
 mod indexing;
 mod metal_text;
@@ -26,4 +28,5 @@ mod torch;
 #[cfg(feature = "soft-metal")]
 mod traffic;
 mod training;
+mod transformers;
 mod views;

@@ -10,6 +10,11 @@ use crate::shape::Strides;
 impl Lowering<'_, '_> {
     pub(super) fn reduce(&mut self, node: u32, op: Reduction, axes: u8, input: u32, at: Access) -> Result<u32, Stop> {
         if let Some(product) = self.gemm {
+            // One that was only computed on the way gives way to rows of what it was computed for.
+            let folds = |&owner: &u32| self.shape(node).numel() > 1 && self.reaches(input, owner, &|_| true);
+            if let Some(owner) = self.gemm_owner.filter(folds) {
+                return Err(Stop::Separate(owner));
+            }
             // Rows of the product itself: their kernel reads it. Anything else is computed before.
             let store = if self.reaches(input, product, &|_| true) { product } else { node };
             return Err(Stop::Store(store, "a product's epilogue holds no reduction"));

@@ -1,0 +1,98 @@
+//! Times of a model with random weights.
+
+use super::model::{Gpt, Sizes};
+use super::train::{Settings, Training};
+use std::time::Instant;
+use tensorlogic::nn::{Layer, Module};
+use tensorlogic::{DType, Device, Result, Tensor, autocast, capture, no_grad, testing};
+
+/// Runs that are timed, behind those that plan and compile.
+const RUNS: usize = 20;
+const WARM_UP: usize = 4;
+
+impl Sizes {
+    /// GPT-2 with 124 million parameters; its vocabulary of 50,257 is padded to a multiple of 128.
+    pub fn gpt2() -> Sizes {
+        Sizes { vocabulary: 50_304, context: 1024, layers: 12, width: 768, heads: 12 }
+    }
+
+    /// For a CPU.
+    pub fn small() -> Sizes {
+        Sizes { vocabulary: 128, context: 256, layers: 6, width: 384, heads: 6 }
+    }
+}
+
+/// Prints medians: a training step and a forward pass of `batch` rows, a forward pass of one token, decoding with a cache.
+pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device) -> Result<()> {
+    let Sizes { vocabulary, context, layers, width, heads } = sizes;
+    println!("{layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary}; products in {dtype} on {device}");
+    let ids = |rows: usize, columns: usize| {
+        let ids: Vec<u32> = (0..rows * columns).map(|i| ((i * 7919) % vocabulary) as u32).collect();
+        Tensor::from_vec(ids, (rows, columns), device)
+    };
+    let tokens = |seconds: f64| (batch * context) as f64 / seconds;
+    let (x, y) = (ids(batch, context)?, ids(batch, context)?);
+
+    {
+        let mut training = Training::new(Settings::new(sizes, dtype, 1000), device)?;
+        println!("{:.1} million parameters", training.gpt.parameter_count() as f64 / 1e6);
+        let start = Instant::now();
+        let mut step = capture(|inputs: &[Tensor]| training.step(&inputs[0], &inputs[1]));
+        step.run(&[&x, &y])?.item::<f32>()?;
+        println!("first training step: {:.2} s", start.elapsed().as_secs_f64());
+        let seconds = median(device, || step.run(&[&x, &y]).map(drop))?;
+        println!("training step {batch}x{context}: {:.2} ms, {:.0} tokens/s", seconds * 1e3, tokens(seconds));
+        let before = testing::kernels_of_thread();
+        step.run(&[&x, &y])?;
+        println!("kernels a step: {}", testing::kernels_of_thread() - before);
+        println!("peak memory: {:.2} GB", device.buffer_pool_stats().peak_bytes as f64 / 1e9);
+    }
+
+    let gpt = Gpt::new(sizes, 0.0, device)?;
+    gpt.set_training(false);
+    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
+    let seconds = median(device, || forward.run(&[&x]).map(drop))?;
+    println!("forward {batch}x{context}: {:.2} ms, {:.0} tokens/s", seconds * 1e3, tokens(seconds));
+    drop(forward);
+
+    let one = ids(1, 1)?;
+    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
+    let seconds = median(device, || forward.run(&[&one]).map(drop))?;
+    println!("forward 1x1: {:.1} us", seconds * 1e6);
+    drop(forward);
+
+    let mut cache = gpt.cache(1, dtype, device)?;
+    let mut step = capture(|inputs: &[Tensor]| {
+        let logits = no_grad(|| autocast(dtype, || gpt.next(&inputs[0], &mut cache)))?;
+        logits.argmax(1)?.unsqueeze(1)
+    });
+    let mut id = step.run(&[&one.to_dtype(DType::I64)?])?;
+    let mut next = || {
+        id = step.run(&[&id])?;
+        // A decoder wants to know each token.
+        id.reshape(1)?.to_vec1::<i64>().map(drop)
+    };
+    (0..WARM_UP).try_for_each(|_| next())?;
+    let count = (context - 1 - WARM_UP).min(256);
+    let start = Instant::now();
+    (0..count).try_for_each(|_| next())?;
+    let seconds = start.elapsed().as_secs_f64() / count as f64;
+    println!("decoding with a cache: {:.0} tokens/s, {:.1} us each", 1.0 / seconds, seconds * 1e6);
+    Ok(())
+}
+
+/// Seconds of a run.
+fn median(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut timed = || -> Result<f64> {
+        let start = Instant::now();
+        run()?;
+        device.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let first = (0..WARM_UP).map(|_| timed()).collect::<Result<Vec<_>>>()?;
+    // Where a run takes long, fewer will do.
+    let runs = if first[WARM_UP - 1] > 1.0 { 3 } else { RUNS };
+    let mut times = (0..runs).map(|_| timed()).collect::<Result<Vec<_>>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[runs / 2])
+}

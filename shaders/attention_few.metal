@@ -6,7 +6,8 @@
 // together, in order. With SPLIT, groups share the keys, too: each leaves what it has of a row, and tl_attention_merge puts
 // these together.
 //
-// `Attended` is as in attention.metal; with SPLIT it has `void part(ulong at, float x)`, for the scratch memory.
+// Behind attention.metal.
+// `Attended` is as there; with SPLIT it has `void part(ulong at, float x)`, for the scratch memory.
 
 #define TL_FEW_SIDES 4 // simdgroups of a group
 #define TL_FEW_THREADS (32 * TL_FEW_SIDES)

@@ -5,7 +5,8 @@
 // holds which element (shaders/prelude/cuda_attention.h), in registers. What was summed so far shrinks when a larger score
 // comes (Dao 2023, "FlashAttention-2", algorithm 1). Scores are kept times log2(e).
 //
-// `Attended` is as in attention.metal.
+// Behind matmul.metal and attention.metal.
+// `Attended` is as in the latter.
 
 // Threadgroup memory of a simdgroup: scores, weights, and for each row factors, most and sum; in floats.
 #define TL_ATTEND_STRIP(ROWS, KEYS) ((ROWS) * ((KEYS) + 4) + (ROWS) * ((KEYS) + 8) / 2 + 10 * (ROWS))

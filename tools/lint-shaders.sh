@@ -7,7 +7,8 @@
 #   tools/lint-shaders.sh FILE|FOLDER...  those; of a folder all *.metal, as a run with TL_SOURCES=FOLDER leaves them
 #   tools/lint-shaders.sh --self-test     holds the lint to what it must accept and reject
 #
-# A file without an #include line is a fragment: it is checked behind shaders/functors.metal; and a file
+# A file without an #include line is a fragment: it is checked behind shaders/functors.metal and what it says itself
+# ("// Behind matmul.metal and attention.metal."); and a file
 # shaders/lint/X.metal, whose kernels use every template of shaders/X.metal, behind that. Sources of generated kernels
 # are thousands of short texts behind the same shaders: those are read once for many kernels, a namespace each.
 # Needs clang++ 14 or later (CLANGXX names another); without one it says so and fails.
@@ -48,6 +49,10 @@ assemble() {
     local file=$1 before=() part
     if ! grep -q '^ *# *include' "$file"; then
         [ "$(basename "$file")" = functors.metal ] || before+=("$root/shaders/functors.metal")
+        # Shaders say which ones they are written behind.
+        for part in $(sed -n '/^\/\/ Behind /{s/.*Behind //; s/\.$//; s/ and / /g; p; q}' "$file"); do
+            before+=("$root/shaders/$part")
+        done
         case $(realpath "$file") in "$root"/shaders/lint/*) before+=("$root/shaders/$(basename "$file")") ;; esac
     fi
     for part in "$root/shaders/prelude/lint.h" "${before[@]}" "$file"; do marked "${part#"$root"/}" "$part"; done

@@ -8,7 +8,8 @@ use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 
 /// Runs `work`, of whose results on the way nothing is kept for derivatives: the backward pass computes them again from
-/// what `work` took from outside (Chen et al. 2016). Gradients are the same, bit for bit; random numbers are drawn once.
+/// what `work` took from outside (Chen et al. 2016). Gradients are the same: on the CPU bit for bit, on a GPU but for the
+/// order of folds, which follows from the kernel. Random numbers are drawn once.
 ///
 /// A model of many layers, each of them checkpointed, needs the memory of the layers' inputs and of one layer, and a
 /// third more computation. It works where the loss and its gradients are computed together, as

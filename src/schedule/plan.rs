@@ -372,7 +372,13 @@ impl<'g> Planner<'g> {
         }
         // What is computed once a launch costs less than a launch of its own.
         let one = self.graph.entries[node as usize].node.shape.numel() == 1;
-        let budget = if one { 64 } else if free { 3 } else { 10 };
+        let budget = if one {
+            64
+        } else if free {
+            3
+        } else {
+            10
+        };
         weight <= budget && (free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES))
     }
 

@@ -7,7 +7,7 @@ use tensorlogic::optim::{AdamW, MixedPrecision, Optimizer};
 use tensorlogic::{DType, Device, Result, Tensor, Var, checkpoint, eval};
 
 on_every_device! {
-    checkpoints_change_no_bit,
+    checkpoints_change_no_gradient,
     losses_in_parts_are_their_mean,
 }
 
@@ -28,12 +28,17 @@ fn gradients_of(blocks: &[TransformerBlock], x: &Var, again: bool) -> Result<Vec
     vars.map(|var| gradients.get(&var).expect("a gradient").to_vec::<f32>()).collect()
 }
 
-fn checkpoints_change_no_bit(device: &Device) -> Result<()> {
+fn checkpoints_change_no_gradient(device: &Device) -> Result<()> {
     let options = TransformerOptions::new(16, 2);
     let blocks = [0, 1].map(|_| TransformerBlock::new(&options, DType::F32, device)).into_iter();
     let blocks = blocks.collect::<Result<Vec<_>>>()?;
     let x = Var::new(&input(&[2, 4, 16], device)?)?;
-    assert_eq!(gradients_of(&blocks, &x, true)?, gradients_of(&blocks, &x, false)?);
+    let (again, kept) = (gradients_of(&blocks, &x, true)?, gradients_of(&blocks, &x, false)?);
+    // The order of a fold follows from the kernel on a GPU, from the shape alone on the CPU.
+    let tolerance = if device.name() == "cpu" { 0.0 } else { 1e-6 };
+    for (again, kept) in again.iter().flatten().zip(kept.iter().flatten()) {
+        assert!((again - kept).abs() <= tolerance, "{again} {kept}");
+    }
     // What is kept anyway is read; a loss that was read keeps all; so do second derivatives.
     let a = Var::new(&input(&[6], device)?)?;
     let segment = || -> Result<Tensor> { checkpoint(|| (a.tensor().exp()? * a.tensor().sin()?)?.tanh()) };

@@ -55,6 +55,18 @@ impl Field {
     }
 }
 
+/// A `TlAttention`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AttentionShape {
+    /// Of q, k, v and the output's gradient: batch, position, head, width.
+    pub strides: [[i64; 4]; 4],
+    /// Heads, heads that share keys, queries, keys, width.
+    pub sizes: [u32; 5],
+    pub scale: f32,
+    /// Whether it is causal, and whether its results lie head by head.
+    pub flags: [bool; 2],
+}
+
 /// What a field holds.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fill {
@@ -66,9 +78,8 @@ pub(crate) enum Fill {
     Product([i64; 4], [u32; 3]),
     /// A scatter's strides (of the source: terms, columns; of the index) and sizes (terms, columns).
     Scatter([i64; 3], [u32; 2]),
-    /// Attention's strides (of q, k, v and the output's gradient: batch, position, head, width), sizes (heads, heads that share keys, queries,
-    /// keys, width), scale, and whether it is causal and its results lie head by head.
-    Attention(Box<([[i64; 4]; 4], [u32; 5], f32, [bool; 2])>),
+    /// What attention is of.
+    Attention(Box<AttentionShape>),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
     Tag { node: u32, limit: usize },
     /// The address of a buffer.
@@ -139,7 +150,7 @@ impl Fields {
                     bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
                 }
                 (Fill::Attention(parts), _) => {
-                    let (strides, sizes, scale, flags) = &**parts;
+                    let AttentionShape { strides, sizes, scale, flags } = &**parts;
                     bytes.extend(strides.iter().flatten().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(sizes.iter().flat_map(|s| s.to_le_bytes()));
                     bytes.extend(scale.to_le_bytes());

@@ -1,6 +1,6 @@
 //! Attention: the templates of `shaders/attention.metal` and `shaders/attention_units.metal`.
 
-use super::args::{Field, Fill};
+use super::args::{AttentionShape, Field, Fill};
 use super::emit::{Emitter, memory_type};
 use super::{Binding, Machine, Piece};
 use crate::dtype::DType;
@@ -250,7 +250,8 @@ fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &
     let Attention { heads, kv_heads, queries, keys, width, .. } = *attention;
     let sizes = [heads, heads / kv_heads, queries, keys, width].map(|size| size as u32);
     let flags = [attention.causal, attention.heads_first];
-    let fill = Fill::Attention(Box::new((strides, sizes, attention.scale, flags)));
+    let scale = attention.scale;
+    let fill = Fill::Attention(Box::new(AttentionShape { strides, sizes, scale, flags }));
     let shape = e.fields.add("attention", Field::Attention, fill);
     let functions = functions(e, attention, outputs, parts);
     // Two of them may share a source.

@@ -177,7 +177,7 @@ fn relu_behind_a_library() {
     let (x, w, b) = (input(&[64, 72], DType::F16), input(&[72, 40], DType::F16), input(&[40], DType::F16));
     let product = x.matmul(&w).unwrap();
     for (y, has_bias) in [(product.relu().unwrap(), false), ((&product + &b).unwrap().relu().unwrap(), true)] {
-        let snapshot = Snapshot::of(&[y.0.clone()], true);
+        let snapshot = Snapshot::of(std::slice::from_ref(&y.0), true);
         let plan = plan(&snapshot, &Options { fuse: true }).unwrap();
         let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
         let kernel = &plan.steps[0][0].kernel;

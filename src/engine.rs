@@ -11,6 +11,7 @@ use crate::device::{Device, Kind, Storage, logs};
 use crate::error::{Error, Result};
 use crate::graph::{self, NodeRef, Snapshot};
 use crate::schedule::{self, Options, Plan, Report, Source};
+use crate::scope;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -90,14 +91,7 @@ fn engine() -> MutexGuard<'static, Engine> {
 
 /// Runs `work` with every op of this thread's evaluations as a kernel of its own.
 pub(crate) fn without_fusion<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            FUSE.set(self.0);
-        }
-    }
-    let _restore = Restore(FUSE.replace(false));
-    work()
+    scope::with(&FUSE, false, work)
 }
 
 /// The counters of all devices.

@@ -37,6 +37,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 mod schedule;
+mod scope;
 pub mod shape;
 pub mod tensor;
 pub mod testing;

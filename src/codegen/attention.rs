@@ -3,7 +3,6 @@
 use super::args::{AttentionShape, Field, Fill};
 use super::emit::{Emitter, memory_type};
 use super::{Binding, Machine, Piece};
-use crate::dtype::DType;
 use crate::graph::AttentionPart;
 use crate::schedule::{Attention, Output, Strided};
 
@@ -59,6 +58,11 @@ fn piece(
     e.piece(&format!("attention_{form}"), [groups as u32, 1, 1], 32 * SIDES)
 }
 
+/// Whether rows of an operand are read in pieces of 16 bytes, of narrow floats.
+fn is_straight(side: &Strided) -> bool {
+    side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
+}
+
 /// Sizes of a kernel for few queries: see `shaders/attention_few.metal`.
 struct Few {
     /// That share a key.
@@ -78,12 +82,8 @@ impl Few {
 
     fn of(attention: &Attention, machine: &Machine) -> Option<Few> {
         let Attention { batch, heads, kv_heads, queries, keys, width, dtype, .. } = *attention;
-        let straight = |side: &Strided| {
-            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
-        };
-        let narrow = matches!(dtype, DType::F16 | DType::BF16) && width % 8 == 0;
-        let many = queries >= Units::QUERIES && Units::fit(attention, machine);
-        if attention.backward.is_some() || !narrow || many || ![&attention.k, &attention.v].into_iter().all(straight) {
+        let fits = dtype.is_narrow() && width % 8 == 0 && [&attention.k, &attention.v].into_iter().all(is_straight);
+        if attention.backward.is_some() || !fits || Units::fit(attention, machine) {
             return None;
         }
         let all = queries * (heads / kv_heads);
@@ -168,13 +168,9 @@ impl Units {
     }
 
     fn fit(attention: &Attention, machine: &Machine) -> bool {
-        let straight = |side: &Strided| {
-            side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
-        };
         let gradient = attention.backward.as_ref().map(|backward| &backward.gradient);
-        let fits = [&attention.q, &attention.k, &attention.v].into_iter().chain(gradient).all(straight);
-        let narrow = matches!(attention.dtype, DType::F16 | DType::BF16);
-        machine.matrix_units && narrow && fits && attention.queries >= Units::QUERIES
+        let fits = [&attention.q, &attention.k, &attention.v].into_iter().chain(gradient).all(is_straight);
+        machine.matrix_units && attention.dtype.is_narrow() && fits && attention.queries >= Units::QUERIES
     }
 
     /// Bytes that a dispatch brings: tiles of queries, keys and values. Where it does, scores are in registers.

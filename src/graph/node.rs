@@ -3,6 +3,7 @@
 use crate::device::{Device, Storage};
 use crate::dtype::DType;
 use crate::ops::{Elementwise, Reduction};
+use crate::scope;
 use crate::shape::{Dims, Shape, Strides};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -185,31 +186,16 @@ pub(crate) fn is_recording() -> bool {
 
 /// Runs `work` with ops recorded for derivatives, or not, on this thread.
 pub(crate) fn with_recording<T>(on: bool, work: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            RECORDING.set(self.0);
-        }
-    }
-    let _restore = Restore(RECORDING.replace(on));
-    work()
+    scope::with(&RECORDING, on, work)
 }
 
 /// Runs `work` with nodes recorded as a segment that a backward pass computes again. One inside another is part of it.
 pub(crate) fn in_segment<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore(u64);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            SEGMENT.set(self.0);
-        }
-    }
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let outer = SEGMENT.get();
-    let _restore = Restore(outer);
-    if outer == 0 {
-        SEGMENT.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    match SEGMENT.get() {
+        0 => scope::with(&SEGMENT, NEXT.fetch_add(1, Ordering::Relaxed), work),
+        _ => work(),
     }
-    work()
 }
 
 /// What changes when a node is evaluated.

@@ -6,6 +6,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::tensor::{Tensor, autocast};
 
+const OP: &str = "MixedPrecision::backward";
+
 /// Where the loss scale starts.
 const START: f64 = 65536.0;
 /// Steps with finite gradients after which it doubles.
@@ -55,12 +57,47 @@ impl MixedPrecision {
     /// # Errors
     /// What `forward` and [`Tensor::backward`] return; a loss of several elements.
     pub fn backward(&mut self, forward: impl FnOnce() -> Result<Tensor>) -> Result<(Tensor, Gradients)> {
-        let mut forward = Some(forward);
-        let once = |_| match forward.take() {
-            Some(forward) => forward(),
-            None => Err(Error::internal("MixedPrecision::backward", "a second micro-batch")),
+        let scale = self.scale()?;
+        let (loss, gradients) = self.part(1, scale.as_ref(), forward)?;
+        self.scaled(scale, loss, gradients)
+    }
+
+    /// What the loss is multiplied by, a scalar; `None` for 1.
+    fn scale(&self) -> Result<Option<Tensor>> {
+        self.state.as_ref().map(|state| entry(state, 0)).transpose()
+    }
+
+    /// One of `count` parts of a loss, and its gradients, which are scaled.
+    fn part(
+        &self,
+        count: usize,
+        scale: Option<&Tensor>,
+        forward: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<(Tensor, Gradients)> {
+        let mut loss = autocast(self.dtype, forward)?;
+        if loss.numel() != 1 {
+            return Err(Error::shape(OP, loss.shape(), "the loss must be a scalar"));
+        }
+        if count > 1 {
+            loss = (loss / count as f64)?;
+        }
+        let gradients = match scale {
+            Some(scale) => loss.backward_with(&scale.to_dtype(loss.dtype())?.reshape(loss.shape())?)?,
+            None => loss.backward()?,
         };
-        self.backward_each(1, once)
+        Ok((loss, gradients))
+    }
+
+    /// The gradients of the whole loss, with what decides whether their step is taken.
+    fn scaled(&mut self, scale: Option<Tensor>, loss: Tensor, mut gradients: Gradients) -> Result<(Tensor, Gradients)> {
+        if let (Some(state), Some(scale)) = (&self.state, scale) {
+            let next = no_grad(|| next_state(state, &mut gradients))?;
+            gradients.scaled =
+                Some(Scaled { inverse: scale.recip()?, finite: entry(&next, 3)?.gt(0.0)?, skipped: entry(&next, 2)? });
+            gradients.together.push(next.clone());
+            self.state = Some(next);
+        }
+        Ok((loss, gradients))
     }
 
     /// [`MixedPrecision::backward`] of the mean of several losses, `forward(0)` to `forward(count - 1)`: the gradients of
@@ -74,21 +111,10 @@ impl MixedPrecision {
         count: usize,
         mut forward: impl FnMut(usize) -> Result<Tensor>,
     ) -> Result<(Tensor, Gradients)> {
-        const OP: &str = "MixedPrecision::backward";
-        let scale = self.state.as_ref().map(|state| entry(state, 0)).transpose()?;
+        let scale = self.scale()?;
         let mut sum: Option<(Tensor, Gradients)> = None;
         for part in 0..count {
-            let mut loss = autocast(self.dtype, || forward(part))?;
-            if loss.numel() != 1 {
-                return Err(Error::shape(OP, loss.shape(), "the loss must be a scalar"));
-            }
-            if count > 1 {
-                loss = (loss / count as f64)?;
-            }
-            let gradients = match &scale {
-                Some(scale) => loss.backward_with(&scale.to_dtype(loss.dtype())?.reshape(loss.shape())?)?,
-                None => loss.backward()?,
-            };
+            let (loss, gradients) = self.part(count, scale.as_ref(), || forward(part))?;
             let (mean, mut all) = match sum {
                 Some((mean, mut all)) => {
                     all.add(gradients)?;
@@ -102,15 +128,8 @@ impl MixedPrecision {
             }
             sum = Some((mean, all));
         }
-        let (loss, mut gradients) = sum.ok_or_else(|| Error::arg(OP, "no micro-batches"))?;
-        if let (Some(state), Some(scale)) = (&self.state, scale) {
-            let next = no_grad(|| next_state(state, &mut gradients))?;
-            gradients.scaled =
-                Some(Scaled { inverse: scale.recip()?, finite: entry(&next, 3)?.gt(0.0)?, skipped: entry(&next, 2)? });
-            gradients.together.push(next.clone());
-            self.state = Some(next);
-        }
-        Ok((loss, gradients))
+        let (loss, gradients) = sum.ok_or_else(|| Error::arg(OP, "no micro-batches"))?;
+        self.scaled(scale, loss, gradients)
     }
 
     /// The loss scale: 1 but for f16.

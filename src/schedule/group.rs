@@ -48,7 +48,7 @@ pub(super) fn memberships(
 
 /// What kernels that are alike have in common; `None` for kinds that run alone.
 fn skeleton(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<Vec<u64>> {
-    if kernel.gemm.is_some() || kernel.scatter.is_some() || kernel.attention.is_some() {
+    if kernel.is_apart() {
         return None;
     }
     let mut key = vec![kernel.outer.len() as u64, kernel.inner.len() as u64, kernel.values.len() as u64];

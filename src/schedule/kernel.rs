@@ -382,6 +382,11 @@ impl Kernel {
         self.values.iter().any(|v| matches!(v.op, ValueOp::Reduce { .. }))
     }
 
+    /// Whether it is a product, a scatter or attention, whose values say at most what follows.
+    pub fn is_apart(&self) -> bool {
+        self.gemm.is_some() || self.scatter.is_some() || self.attention.is_some()
+    }
+
     /// Whether running it can find an index out of range.
     pub fn can_fault(&self) -> bool {
         let checks = |v: &Value| matches!(v.op, ValueOp::Gather { .. } | ValueOp::Bound { .. });

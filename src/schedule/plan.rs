@@ -372,12 +372,10 @@ impl<'g> Planner<'g> {
         }
         // What is computed once a launch costs less than a launch of its own.
         let one = self.graph.entries[node as usize].node.shape.numel() == 1;
-        let budget = if one {
-            64
-        } else if free {
-            3
-        } else {
-            10
+        let budget = match free {
+            _ if one => 64,
+            true => 3,
+            false => 10,
         };
         weight <= budget && (free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES))
     }
@@ -564,8 +562,7 @@ fn is_computed(op: &Op) -> bool {
 /// A dying buffer that an output may be written over: a map that reads it exactly where it writes.
 fn donor(kernel: &Kernel, output: &super::Output, graph: &Snapshot, may_take: &dyn Fn(u32) -> bool) -> Option<u32> {
     use super::ValueOp;
-    let apart = kernel.gemm.is_some() || kernel.scatter.is_some() || kernel.attention.is_some();
-    if apart || kernel.has_reduce() || !kernel.outer.is_empty() {
+    if kernel.is_apart() || kernel.has_reduce() || !kernel.outer.is_empty() {
         return None;
     }
     let bytes = graph.entries[output.node as usize].node.bytes();

@@ -3,6 +3,7 @@
 use super::Tensor;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::scope;
 use std::cell::Cell;
 
 thread_local! {
@@ -40,14 +41,7 @@ pub(crate) fn full_precision<T>(work: impl FnOnce() -> T) -> T {
 }
 
 fn with_narrow<T>(dtype: Option<DType>, work: impl FnOnce() -> T) -> T {
-    struct Restore(Option<DType>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            NARROW.set(self.0);
-        }
-    }
-    let _restore = Restore(NARROW.replace(dtype));
-    work()
+    scope::with(&NARROW, dtype, work)
 }
 
 /// Whether dtypes are converted on this thread.

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate and the layer each belongs to; a file may name its own layer and lower ones.
-const LAYERS: [(&str, u32); 18] = [
+const LAYERS: [(&str, u32); 19] = [
     ("error", 0),
     ("dtype", 0),
     ("shape", 0),
+    ("scope", 0),
     ("ops", 1),
     ("codegen", 4),
     ("device", 4), // consumes kernels, which layers 3 and 4 make

@@ -2,7 +2,8 @@
 
 use super::model::{Gpt, Sizes};
 use super::train::{Settings, Training};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tensorlogic::nn::{Layer, Module};
 use tensorlogic::{DType, Device, Result, Tensor, autocast, capture, no_grad, testing};
 
@@ -22,8 +23,9 @@ impl Sizes {
     }
 }
 
-/// Prints medians: a training step and a forward pass of `batch` rows, a forward pass of one token, decoding with a cache.
-pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device) -> Result<()> {
+/// Prints medians: a training step and a forward pass of `batch` rows, a forward pass of one token, decoding with a cache;
+/// with `kernels`, also where the time of each goes on the device.
+pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels: bool) -> Result<()> {
     let Sizes { vocabulary, context, layers, width, heads } = sizes;
     println!("{layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary}; products in {dtype} on {device}");
     let ids = |rows: usize, columns: usize| {
@@ -46,6 +48,9 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device) -> Resul
         step.run(&[&x, &y])?;
         println!("kernels a step: {}", testing::kernels_of_thread() - before);
         println!("peak memory: {:.2} GB", device.buffer_pool_stats().peak_bytes as f64 / 1e9);
+        if kernels {
+            table(device, || step.run(&[&x, &y]).map(drop))?;
+        }
     }
 
     let gpt = Gpt::new(sizes, 0.0, device)?;
@@ -53,12 +58,18 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device) -> Resul
     let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
     let seconds = median(device, || forward.run(&[&x]).map(drop))?;
     println!("forward {batch}x{context}: {:.2} ms, {:.0} tokens/s", seconds * 1e3, tokens(seconds));
+    if kernels {
+        table(device, || forward.run(&[&x]).map(drop))?;
+    }
     drop(forward);
 
     let one = ids(1, 1)?;
     let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
     let seconds = median(device, || forward.run(&[&one]).map(drop))?;
     println!("forward 1x1: {:.1} us", seconds * 1e6);
+    if kernels {
+        table(device, || forward.run(&[&one]).map(drop))?;
+    }
     drop(forward);
 
     let mut cache = gpt.cache(1, dtype, device)?;
@@ -78,6 +89,9 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device) -> Resul
     (0..count).try_for_each(|_| next())?;
     let seconds = start.elapsed().as_secs_f64() / count as f64;
     println!("decoding with a cache: {:.0} tokens/s, {:.1} us each", 1.0 / seconds, seconds * 1e6);
+    if kernels {
+        table(device, &mut next)?;
+    }
     Ok(())
 }
 
@@ -95,4 +109,23 @@ fn median(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut times = (0..runs).map(|_| timed()).collect::<Result<Vec<_>>>()?;
     times.sort_by(f64::total_cmp);
     Ok(times[runs / 2])
+}
+
+/// Prints how often each kernel of a run goes, and how long it takes in all by the device's clock.
+fn table(device: &Device, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (result, times) = testing::profile(device, run)?;
+    result?;
+    let mut sums: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
+    for (name, time) in times {
+        let sum = sums.entry(name).or_default();
+        *sum = (sum.0 + 1, sum.1 + time);
+    }
+    let mut sums: Vec<_> = sums.into_iter().collect();
+    sums.sort_by_key(|&(_, (_, time))| std::cmp::Reverse(time));
+    let all: Duration = sums.iter().map(|&(_, (_, time))| time).sum();
+    println!("  {:>8.1} us in all", all.as_secs_f64() * 1e6);
+    for (name, (count, time)) in sums {
+        println!("  {:>8.1} us  {count:>4} x {name}", time.as_secs_f64() * 1e6);
+    }
+    Ok(())
 }

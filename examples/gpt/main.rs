@@ -100,6 +100,9 @@ struct Arguments {
     /// Measure a size for a CPU: 6 layers, 384 wide, context 256
     #[arg(long, requires = "bench")]
     small: bool,
+    /// Also print the times of the kernels on the device
+    #[arg(long, requires = "bench")]
+    kernels: bool,
 }
 
 fn main() -> Result<()> {
@@ -109,7 +112,7 @@ fn main() -> Result<()> {
         Some(text) if !arguments.bench => train_and_write(&arguments, &Corpus::load(text)?, &device),
         _ => {
             let sizes = if arguments.small { Sizes::small() } else { Sizes::gpt2() };
-            bench::bench(sizes, arguments.batch as usize, arguments.precision, &device)
+            bench::bench(sizes, arguments.batch as usize, arguments.precision, &device, arguments.kernels)
         }
     }
 }

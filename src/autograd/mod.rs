@@ -141,6 +141,8 @@ pub struct Gradients {
     pub(crate) together: Vec<Tensor>,
     /// Where the loss was scaled: what undoes it, and whether all gradients are finite.
     pub(crate) scaled: Option<Scaled>,
+    /// The sum of the squares of each, once somebody asked for it.
+    pub(crate) square_sums: Option<Tensor>,
 }
 
 /// How gradients of a scaled loss are to be used.
@@ -173,6 +175,7 @@ impl Gradients {
         }
         var.tensor().same_dtype("Gradients::insert", &gradient)?;
         self.by_variable.insert(var.id(), gradient);
+        self.square_sums = None;
         Ok(())
     }
 
@@ -203,6 +206,7 @@ impl Gradients {
             self.by_variable.insert(variable, sum);
         }
         self.together.extend(other.together);
+        self.square_sums = None;
         Ok(())
     }
 
@@ -318,7 +322,7 @@ impl Tensor {
             return Err(Error::NoGradient { op: "backward", reason: reason.into() });
         }
         trace.release();
-        Ok(Gradients { by_variable, together: vec![self.clone()], scaled: None })
+        Ok(Gradients { by_variable, together: vec![self.clone()], scaled: None, square_sums: None })
     }
 
     /// The same elements without their history: no gradient flows through.

@@ -73,3 +73,16 @@ kernel void scatter_uchar_int_1(device const uchar* source [[buffer(0)]], device
     source += long(group.z) * args.source_outer;
     tl_scatter_rows<uchar, uchar, int, 1>(source, by, args.scatter, matches, epilogue, group, index);
 }
+
+kernel void scatter_sort_long(device const long* by [[buffer(0)]], device uint* sorted [[buffer(1)]], constant Args& args [[buffer(2)]],
+                    uint3 group [[threadgroup_position_in_grid]], uint index [[thread_index_in_threadgroup]]) {
+    threadgroup uint keys[1024];
+    tl_scatter_sort<1024, 256, long>(by, args.scatter, 50000u, sorted, keys, group, index);
+}
+
+kernel void scatter_sorted_half_4(device const half* source [[buffer(0)]], device const uint* sorted [[buffer(1)]], device half* out [[buffer(2)]],
+                    constant Args& args [[buffer(3)]], uint3 group [[threadgroup_position_in_grid]],
+                    uint index [[thread_index_in_threadgroup]]) {
+    StoreRow<half, float> epilogue = {out, &args};
+    tl_scatter_sorted<1024, half, float, 4>(source, sorted, args.scatter, epilogue, group, index);
+}

@@ -181,7 +181,7 @@ pub(crate) fn render(kernels: &[&Kernel], machine: &Machine, dtype: &dyn Fn(u32)
 fn pieces(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> (Vec<Piece>, Vec<usize>) {
     let emitter = || Emitter::new(kernel, machine, dtype);
     if let (Some(scatter), Some(output)) = (&kernel.scatter, kernel.outputs.first()) {
-        return (scatter::render(scatter, output, &emitter), Vec::new());
+        return scatter::render(scatter, output, &emitter);
     }
     if let Some(attention) = &kernel.attention {
         return attention::render(attention, &kernel.outputs, &emitter);

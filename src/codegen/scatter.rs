@@ -1,15 +1,18 @@
 //! Sums by index, without atomics and in the order of the source: a group of threads owns a row of the
-//! output and looks for its terms; or, where indices differ from column to column, a thread owns a column
-//! and walks all terms.
+//! output and looks for its terms, which are sorted by row before if there are many of both; or, where indices
+//! differ from column to column, a thread owns a column and walks all terms.
 
 use super::args::{Field, Fill};
 use super::emit::{Emitter, memory_type, value_type};
-use super::{Binding, Piece, THREADS};
+use super::{Binding, Machine, Piece, THREADS};
 use crate::schedule::{Output, Reach, Scatter, collapse};
 use crate::shape::{Dims, Strides};
 
-/// Comparisons of rows with terms up to which groups own rows.
-const COMPARISONS: usize = 1 << 30;
+/// Comparisons of rows with terms up to which groups own rows; up to which where terms cannot be sorted.
+const COMPARISONS: usize = 1 << 22;
+const MOST_COMPARISONS: usize = 1 << 30;
+/// Terms of a chunk that is sorted, at most and at least.
+const CHUNKS: [usize; 2] = [8192, 256];
 
 /// A scatter without its axis.
 struct Shape {
@@ -33,16 +36,38 @@ impl Shape {
     }
 }
 
-pub(super) fn render<'k>(scatter: &Scatter, output: &Output, emitter: &dyn Fn() -> Emitter<'k>) -> Vec<Piece> {
+/// The dispatches, and the scratch memory that they need.
+pub(super) fn render<'k>(
+    scatter: &Scatter,
+    output: &Output,
+    emitter: &dyn Fn() -> Emitter<'k>,
+) -> (Vec<Piece>, Vec<usize>) {
     let mut shape = Shape::of(scatter);
     let whole = shape.columns() * scatter.limit == scatter.out_len;
     let shared = shape.around[1].iter().all(|&s| s == 0);
     let [source, by, out] = &mut shape.around;
     collapse(&mut shape.extents, &mut [source, by, out]);
-    if whole && shared && shape.extents.len() <= 1 && shape.terms.saturating_mul(scatter.limit) <= COMPARISONS {
-        return vec![rows(emitter(), scatter, &shape, output)];
+    if whole && shared && shape.extents.len() <= 1 {
+        let comparisons = shape.terms.saturating_mul(scatter.limit);
+        if let Some(chunk) = chunk(&shape, scatter.limit, emitter().machine).filter(|_| comparisons > COMPARISONS) {
+            let places = shape.terms.next_multiple_of(chunk);
+            let sort = sort(emitter(), scatter, &shape, chunk);
+            let sums = sorted(emitter(), scatter, &shape, output, chunk, places);
+            return (vec![sort, zeros(emitter(), scatter, output), sums], vec![places * size_of::<u32>()]);
+        }
+        if comparisons <= MOST_COMPARISONS {
+            return (vec![rows(emitter(), scatter, &shape, output)], Vec::new());
+        }
     }
-    vec![zeros(emitter(), scatter, output), columns(emitter(), scatter, &shape, output)]
+    (vec![zeros(emitter(), scatter, output), columns(emitter(), scatter, &shape, output)], Vec::new())
+}
+
+/// Terms of a chunk, if keys of rows and terms fit in 32 bits.
+fn chunk(shape: &Shape, limit: usize, machine: &Machine) -> Option<usize> {
+    let [most, least] = CHUNKS;
+    let most = most.min(machine.threadgroup_bytes / size_of::<u32>()).min((u32::MAX as usize - 1) / limit.max(1));
+    let chunk = shape.terms.next_power_of_two().min(1 << most.max(1).ilog2());
+    (chunk >= least).then_some(chunk)
 }
 
 /// A field for the limit, and one for the tag under which an index beyond it is reported.
@@ -54,53 +79,111 @@ fn check(e: &mut Emitter, scatter: &Scatter) -> (String, String, String) {
 }
 
 fn rows(mut e: Emitter, scatter: &Scatter, shape: &Shape, output: &Output) -> Piece {
-    let (source, by, out) =
-        (e.buffer(scatter.source.node, false), e.buffer(scatter.index.node, false), e.buffer(output.node, true));
-    let (fault, limit, tag) = check(&mut e, scatter);
+    let (source, by) = (e.buffer(scatter.source.node, false), e.buffer(scatter.index.node, false));
     let (memory, ty) = (memory_type(scatter.source.dtype), value_type(scatter.source.dtype));
     let index_type = memory_type(scatter.index.dtype);
-    let columns = shape.columns();
-    let along = |side: usize| shape.around[side].first().copied().unwrap_or(1) as i64;
-    let numbers = [shape.steps[0] as i64, along(0), shape.steps[1] as i64];
-    let fill = Fill::Scatter(numbers, [shape.terms as u32, columns as u32]);
-    let scatter_args = e.fields.add("scatter", Field::Scatter, fill);
+    let each = each(shape);
+    let args = arguments(&mut e, shape);
+    let source_at = e.fields.add("source_at", Field::Long, Fill::Known(scatter.source.offset as i64));
+    e.line("threadgroup uint matches[TL_SCATTER_WORDS];");
+    e.line("if (group.x == 0 && group.y == 0) {");
+    let by = checked(&mut e, scatter, by, &format!("uint t = tid; t < {args}.terms; t += {THREADS}"), &args);
+    e.line("}");
+    epilogue(&mut e, scatter, shape, output);
+    e.line(format!(
+        "tl_scatter_rows<{memory}, {ty}, {index_type}, {each}>({source} + {source_at}, {by}, {args}, matches, epilogue, \
+         group, tid);"
+    ));
+    let groups = [scatter.limit as u32, shape.columns().div_ceil(THREADS * each) as u32, 1];
+    e.piece("scatter_rows", groups, THREADS as u32)
+}
+
+/// Sorts the terms of each chunk by their rows.
+fn sort(mut e: Emitter, scatter: &Scatter, shape: &Shape, chunk: usize) -> Piece {
+    let threads = 1 << e.machine.threads.min(1024).min(chunk / 2).ilog2();
+    let keys = e.bind("sorted".into(), "device uint*".into(), Binding::Scratch(0, true));
+    let by = e.buffer(scatter.index.node, false);
+    let index_type = memory_type(scatter.index.dtype);
+    let args = arguments(&mut e, shape);
+    e.line(format!("threadgroup uint keys[{chunk}];"));
+    e.line(format!("const uint end = min({args}.terms, (group.x + 1) * {chunk});"));
+    let by = checked(&mut e, scatter, by, &format!("uint t = group.x * {chunk} + tid; t < end; t += {threads}"), &args);
+    let limit = e.fields.add("rows", Field::Uint, Fill::Known(scatter.limit as i64));
+    e.line(format!(
+        "tl_scatter_sort<{chunk}, {threads}, {index_type}>({by}, {args}, {limit}, {keys}, keys, group, tid);"
+    ));
+    e.piece("scatter_sort", [shape.terms.div_ceil(chunk) as u32, 1, 1], threads as u32)
+}
+
+/// Sums of sorted terms.
+fn sorted(mut e: Emitter, scatter: &Scatter, shape: &Shape, output: &Output, chunk: usize, places: usize) -> Piece {
+    let keys = e.bind("sorted".into(), "device const uint*".into(), Binding::Scratch(0, false));
+    let source = e.buffer(scatter.source.node, false);
+    let (memory, ty) = (memory_type(scatter.source.dtype), value_type(scatter.source.dtype));
+    let each = each(shape);
+    let args = arguments(&mut e, shape);
+    let at = e.fields.add("source_at", Field::Long, Fill::Known(scatter.source.offset as i64));
+    epilogue(&mut e, scatter, shape, output);
+    e.line(format!(
+        "tl_scatter_sorted<{chunk}, {memory}, {ty}, {each}>({source} + {at}, {keys}, {args}, epilogue, group, tid);"
+    ));
+    let groups = [places as u32, shape.columns().div_ceil(THREADS * each) as u32, 1];
+    e.piece("scatter_sorted", groups, THREADS as u32)
+}
+
+/// Columns of a thread.
+fn each(shape: &Shape) -> usize {
+    if shape.columns() >= 1024 { 4 } else { 1 }
+}
+
+/// A field of strides and sizes.
+fn arguments(e: &mut Emitter, shape: &Shape) -> String {
+    let along = shape.around[0].first().copied().unwrap_or(1) as i64;
+    let numbers = [shape.steps[0] as i64, along, shape.steps[1] as i64];
+    let fill = Fill::Scatter(numbers, [shape.terms as u32, shape.columns() as u32]);
+    e.fields.add("scatter", Field::Scatter, fill)
+}
+
+/// Reports indices that are no rows, of the terms `t` of a loop; where the indices begin.
+fn checked(e: &mut Emitter, scatter: &Scatter, by: String, terms: &str, args: &str) -> String {
+    let (fault, limit, tag) = check(e, scatter);
+    let at = e.fields.add("index_at", Field::Long, Fill::Known(scatter.index.offset as i64));
+    e.line(format!("for ({terms}) {{"));
+    e.line(format!(
+        "tl_fault_in_range(long({by}[{at} + long(t) * {args}.index_term]), {limit}, true, {fault}, {tag});"
+    ));
+    e.line("}");
+    format!("{by} + {at}")
+}
+
+/// Declares `epilogue`, which writes sums.
+fn epilogue(e: &mut Emitter, scatter: &Scatter, shape: &Shape, output: &Output) {
+    let (out, ty) = (e.buffer(output.node, true), value_type(scatter.source.dtype));
+    let column_step = shape.around[2].first().copied().unwrap_or(1) as i64;
     let (row_step, column_step) = (
         e.fields.add("row_step", Field::Long, Fill::Known(shape.steps[2] as i64)),
-        e.fields.add("column_step", Field::Long, Fill::Known(along(2))),
+        e.fields.add("column_step", Field::Long, Fill::Known(column_step)),
     );
-    let source_at = e.fields.add("source_at", Field::Long, Fill::Known(scatter.source.offset as i64));
-    let index_at = e.fields.add("index_at", Field::Long, Fill::Known(scatter.index.offset as i64));
     let written = memory_type(output.dtype);
     e.after_args = format!(
         "struct Epilogue {{\n    device {written}* out;\n    constant Args* arguments;\n    \
          void operator()(uint row, uint column, {ty} sum) const {{\n        constant Args& args = *arguments;\n        \
          out[long(row) * {row_step} + long(column) * {column_step}] = {written}(sum);\n    }}\n}};\n"
     );
-    let each = if columns >= 1024 { 4 } else { 1 };
-    e.line("threadgroup uint matches[TL_SCATTER_WORDS];");
-    e.line("if (group.x == 0 && group.y == 0) {");
-    e.line(format!("for (uint t = tid; t < {scatter_args}.terms; t += {THREADS}) {{"));
-    e.line(format!(
-        "tl_fault_in_range(long({by}[{index_at} + long(t) * {scatter_args}.index_term]), {limit}, true, {fault}, {tag});"
-    ));
-    e.line("}");
-    e.line("}");
     e.line(format!("const Epilogue epilogue = {{{out}, &args}};"));
-    e.line(format!(
-        "tl_scatter_rows<{memory}, {ty}, {index_type}, {each}>({source} + {source_at}, {by} + {index_at}, {scatter_args}, \
-         matches, epilogue, group, tid);"
-    ));
-    let groups = [scatter.limit as u32, columns.div_ceil(THREADS * each) as u32, 1];
-    e.piece("scatter_rows", groups, THREADS as u32)
 }
 
 /// Sets the whole output to zero.
 fn zeros(mut e: Emitter, scatter: &Scatter, output: &Output) -> Piece {
+    const EACH: usize = 4;
     let (index, out) = (e.index, e.buffer(output.node, true));
     let n = e.known("n", scatter.out_len as i64);
-    e.line(format!("const {index} i = {index}(group.x) * {THREADS} + {index}(tid);"));
-    e.line(format!("if (i < {n}) {out}[i] = {}({}(0));", memory_type(output.dtype), value_type(output.dtype)));
-    e.piece("scatter_zero", [scatter.out_len.div_ceil(THREADS) as u32, 1, 1], THREADS as u32)
+    let (memory, ty) = (memory_type(output.dtype), value_type(output.dtype));
+    e.line(format!("for (uint u = 0; u < {EACH}; ++u) {{"));
+    e.line(format!("const {index} i = ({index}(group.x) * {EACH} + u) * {THREADS} + {index}(tid);"));
+    e.line(format!("if (i < {n}) {out}[i] = {memory}({ty}(0));"));
+    e.line("}");
+    e.piece("scatter_zero", [scatter.out_len.div_ceil(THREADS * EACH) as u32, 1, 1], THREADS as u32)
 }
 
 fn columns(mut e: Emitter, scatter: &Scatter, shape: &Shape, output: &Output) -> Piece {

@@ -167,6 +167,13 @@ fn sums_by_index() {
 }
 
 #[test]
+fn sums_of_sorted_terms() {
+    let (table, index) = (input(&[50_000, 64], DType::F16), input(&[700], DType::I64));
+    let rows = input(&[700, 64], DType::F16);
+    golden("sums_of_sorted_terms", &[&table.index_add(0, &index, &rows).unwrap()]);
+}
+
+#[test]
 fn transposition() {
     let x = input(&[100, 200], DType::F16);
     golden("transposition", &[&(&x.t().unwrap() * 2.0).unwrap()]);

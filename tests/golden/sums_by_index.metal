@@ -1,10 +1,10 @@
 struct Args {
-    long limit;
     TlScatter scatter;
+    long source_at;
+    long limit;
+    long index_at;
     long row_step;
     long column_step;
-    long source_at;
-    long index_at;
     uint tag;
 };
 struct Epilogue {
@@ -18,8 +18,8 @@ struct Epilogue {
 [[max_total_threads_per_threadgroup(256)]]
 kernel void scatter_rows(device const float* b0 [[buffer(0)]],
                          device const long* b1 [[buffer(1)]],
-                         device float* b2 [[buffer(2)]],
-                         device atomic_uint* fault [[buffer(3)]],
+                         device atomic_uint* fault [[buffer(2)]],
+                         device float* b3 [[buffer(3)]],
                          constant Args& args [[buffer(4)]],
                          uint3 group [[threadgroup_position_in_grid]],
                          uint tid [[thread_index_in_threadgroup]]) {
@@ -29,7 +29,7 @@ kernel void scatter_rows(device const float* b0 [[buffer(0)]],
             tl_fault_in_range(long(b1[args.index_at + long(t) * args.scatter.index_term]), args.limit, true, fault, args.tag);
         }
     }
-    const Epilogue epilogue = {b2, &args};
+    const Epilogue epilogue = {b3, &args};
     tl_scatter_rows<float, float, long, 1>(b0 + args.source_at, b1 + args.index_at, args.scatter, matches, epilogue, group, tid);
 }
 // scatter_rows: [50, 1, 1] groups of 256 threads

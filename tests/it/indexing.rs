@@ -1,13 +1,14 @@
 //! Reading through indices.
 
 use crate::oracle::{Array, Value, assert_close, assert_equal, dtypes, on_every_device, position, wrapped};
-use tensorlogic::{DType, Device, Tensor};
+use tensorlogic::{DType, Device, Result, Tensor};
 
 on_every_device! {
     slices_are_selected,
     elements_are_gathered,
     embeddings,
     terms_are_added_where_indices_say,
+    many_terms_are_added_to_many_rows,
     indices_out_of_range_are_errors,
     operands_are_checked,
 }
@@ -158,6 +159,35 @@ fn terms_are_added_where_indices_say(device: &Device) {
             }
         }
     }
+}
+
+/// Tables so long that GPUs sort the terms: in one chunk, and in several, where rows appear in some of them.
+fn many_terms_are_added_to_many_rows(device: &Device) {
+    for (rows, terms, columns) in [(9000, 600, 3), (40_000, 1025, 2), (1 << 21, 2050, 1)] {
+        for dtype in [DType::F32, DType::F16] {
+            let row = |t: usize| if t % 3 == 0 { 7 * (t % 12) } else { t * 7919 % rows };
+            let values: Vec<f32> = (0..terms * columns).map(|i| (i % 13) as f32 - 6.0).collect();
+            let mut want = vec![0.0; rows * columns];
+            for (i, value) in values.iter().enumerate() {
+                want[row(i / columns) * columns + i % columns] += value;
+            }
+            let index: Vec<u32> = (0..terms).map(|t| row(t) as u32).collect();
+            let sums = || -> Result<Vec<f32>> {
+                let index = Tensor::from_vec(index, terms, device)?;
+                let values = Tensor::from_vec(values, (terms, columns), device)?.to_dtype(dtype)?;
+                Tensor::zeros((rows, columns), dtype, device)?
+                    .index_add(0, &index, &values)?
+                    .to_dtype(DType::F32)?
+                    .to_vec()
+            };
+            // Small integers: sums are exact.
+            assert!(sums().unwrap() == want, "{terms} terms to {rows} rows of {columns} {dtype} on {device}");
+        }
+    }
+    let index = Tensor::from_vec((0..600).map(|t| t * 100).collect::<Vec<i64>>(), 600, device).unwrap();
+    let sums = Tensor::zeros((9000, 3), DType::F32, device)
+        .and_then(|x| x.index_add(0, &index, &Tensor::ones((600, 3), DType::F32, device)?));
+    assert!(sums.and_then(|x| x.to_vec::<f32>()).is_err(), "index 9000 of 9000 rows");
 }
 
 fn indices_out_of_range_are_errors(device: &Device) {

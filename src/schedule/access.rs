@@ -1,7 +1,7 @@
 //! Views as index arithmetic: how a kernel's loop indices reach an element of a node.
 
 use crate::graph::{Op, Snapshot};
-use crate::shape::{Dims, Shape, Strides};
+use crate::shape::{Dims, MAX_RANK, Shape, Strides};
 
 /// The row-major index of an element of some node, as an affine function of a kernel's loop indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,16 +121,50 @@ impl Coordinates {
 /// which `stop` holds, or that is no view, or whose elements strides do not reach.
 pub(crate) fn strided_base(graph: &Snapshot, node: u32, stop: &dyn Fn(u32) -> bool) -> (u32, Access) {
     let shape = graph.entries[node as usize].node.shape;
-    let (mut at, mut access) = (node, Access { strides: shape.contiguous_strides(), offset: 0 });
+    let (mut extents, mut at) = (Dims::from_slice(shape.dims()).unwrap_or_default(), node);
+    let mut access = Access { strides: shape.contiguous_strides(), offset: 0 };
+    let mut found = (at, access);
     loop {
         let entry = &graph.entries[at as usize];
         let (Op::View(view), Some(&base), false) = (entry.node.op, entry.inputs.first(), stop(at)) else { break };
-        match access.through(shape.dims(), &entry.node.shape, &view.strides, view.offset) {
-            Ok(through) => (at, access) = (base, through),
+        match access.through(&extents, &entry.node.shape, &view.strides, view.offset) {
+            Ok(through) => {
+                (at, access) = (base, through);
+                if let Some(strides) = joined(shape.dims(), &extents, &access.strides) {
+                    found = (at, Access { strides, ..access });
+                }
+            }
+            // A reshape after a transposition may be undone by an earlier one: dimensions go their own ways meanwhile.
+            Err(Misfit::Split { dim, inner }) if extents.len() < MAX_RANK => {
+                let step = access.strides[dim];
+                extents[dim] /= inner;
+                access.strides[dim] = step * inner as isize;
+                let has_room = extents.insert(dim + 1, inner) && access.strides.insert(dim + 1, step);
+                debug_assert!(has_room, "there are fewer than MAX_RANK");
+            }
             Err(_) => break,
         }
     }
-    (at, access)
+    found
+}
+
+/// The strides of `dims`, each of which is one or more neighbours of `extents`, if they are walked as one.
+fn joined(dims: &[usize], extents: &[usize], strides: &[isize]) -> Option<Strides> {
+    let mut parts = extents.iter().zip(strides).rev();
+    let mut list = Strides::filled(dims.len(), 0);
+    for (joined, &dim) in list.iter_mut().zip(dims).rev() {
+        let (&inner, &step) = parts.next()?;
+        let mut size = inner;
+        while size < dim {
+            let (&extent, &stride) = parts.next()?;
+            if stride != step * size as isize {
+                return None;
+            }
+            size *= extent;
+        }
+        *joined = step;
+    }
+    Some(list)
 }
 
 /// Merges neighbouring loops that every access walks as one, and drops loops of one step.
@@ -185,6 +219,16 @@ mod tests {
         assert_eq!(flat.decode(&[24], &shape(&[4, 6])).err(), Some(Misfit::Split { dim: 0, inner: 6 }));
         let odd = Access { strides: Dims::from_slice(&[1]).unwrap(), offset: 3 };
         assert_eq!(odd.decode(&[4], &shape(&[4, 6])).err(), Some(Misfit::NotAffine));
+    }
+
+    #[test]
+    fn loops_that_were_split_are_joined_where_they_walk_as_one() {
+        let strides = |dims: &[usize], extents: &[usize], strides: &[isize]| {
+            joined(dims, extents, strides).map(|list| list.to_vec())
+        };
+        assert_eq!(strides(&[2, 12], &[2, 3, 4], &[40, 4, 1]), Some(vec![40, 1]));
+        assert_eq!(strides(&[2, 12], &[2, 3, 4], &[4, 8, 1]), None);
+        assert_eq!(strides(&[1, 6, 1], &[1, 2, 3, 1], &[7, 30, 10, 5]), Some(vec![7, 10, 5]));
     }
 
     #[test]

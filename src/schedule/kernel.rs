@@ -339,7 +339,9 @@ impl Kernel {
     pub fn reads_across(&self) -> bool {
         let step = |side: &Strides| side.last().copied().unwrap_or(0);
         self.values.iter().any(|v| match v.op {
-            ValueOp::Load { reach, .. } => step(&reach.inner).abs() > 1 && step(&reach.outer) == 1,
+            ValueOp::Load { reach, .. } | ValueOp::Padded { reach, .. } => {
+                step(&reach.inner).abs() > 1 && step(&reach.outer) == 1
+            }
             _ => false,
         })
     }

@@ -255,26 +255,41 @@ impl Lowering<'_, '_> {
         match self.entry(below).node.op {
             // It is read from memory the next time.
             _ if self.context.stored[below as usize] => false,
-            Op::Reduce { .. } => true,
-            Op::Matmul => self.reaches(node, below, &|n| !matches!(self.entry(n).node.op, Op::Reduce { .. })),
+            // One number of many elements is no part of their rows.
+            Op::Reduce { .. } => self.shape(below).numel() > 1 || self.shape(node).numel() == 1,
+            // Of a product that is folded, too, the kernel that folds it reads it.
+            Op::Matmul => {
+                let folds = |n| matches!(self.entry(n).node.op, Op::Reduce { .. });
+                let (straight, folded) = self.ways(node, below, &folds);
+                straight && !folded
+            }
             _ => false,
         }
     }
 
-    /// Whether `node` is computed from `target` by way of pending nodes without a buffer for which `through`
-    /// holds.
+    /// Whether `node` is computed from `target` by way of nodes that this kernel may compute, for which `through` holds.
     fn reaches(&self, node: u32, target: u32, through: &dyn Fn(u32) -> bool) -> bool {
-        let (mut list, mut seen) = (vec![node], rustc_hash::FxHashSet::default());
-        while let Some(next) = list.pop() {
+        self.ways(node, target, &|n| !through(n)).0
+    }
+
+    /// Whether `node` is computed from `target` by way of nodes that this kernel may compute and that are not `special`,
+    /// and whether it is by way of some that are.
+    fn ways(&self, node: u32, target: u32, special: &dyn Fn(u32) -> bool) -> (bool, bool) {
+        let (mut list, mut seen) = (vec![(node, false)], rustc_hash::FxHashSet::default());
+        let mut found = (false, false);
+        while let Some((next, after)) = list.pop() {
             if next == target {
-                return true;
+                *(if after { &mut found.1 } else { &mut found.0 }) = true;
+                continue;
             }
-            let open = next == node || !self.context.stored[next as usize];
-            if next > target && open && through(next) && seen.insert(next) {
-                list.extend(&self.entry(next).inputs);
+            let pending = !self.entry(next).realized && (self.context.absorbable)(next);
+            let open = next == node || pending || !self.context.stored[next as usize];
+            if next > target && open && seen.insert((next, after)) {
+                let after = after || special(next);
+                list.extend(self.entry(next).inputs.iter().map(|&input| (input, after)));
             }
         }
-        false
+        found
     }
 
     /// Counts a buffer; `node` is what to store when there are too many.

@@ -295,6 +295,14 @@ impl<'g> Planner<'g> {
         if let Some(&absorbed) = outputs[1..].iter().find(|&&node| self.would_wait_for(kernel, node)) {
             return Some(Stop::Separate(absorbed));
         }
+        // Elements of padded operands are stored by rows, and folded across them afterwards.
+        let padded = kernel.values.iter().any(|v| matches!(v.op, super::ValueOp::Padded { .. }));
+        if padded && kernel.reads_across() {
+            let by_element = |o: &&super::Output| kernel.output_level(o) == super::Level::Element;
+            if let Some(output) = kernel.outputs[1..].iter().find(by_element) {
+                return Some(Stop::Separate(output.node));
+            }
+        }
         let mut outside: FxHashMap<u32, bool> = FxHashMap::default();
         for &node in kernel.nodes.iter().rev() {
             let used = self.consumers[node as usize].iter().any(|c| match kernel.nodes.binary_search(c) {
@@ -349,7 +357,8 @@ impl<'g> Planner<'g> {
     /// Whether computing `node` again moves no more bytes than storing it and reading it back, at little
     /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel.
     fn cheap(&self, node: u32, free: bool) -> bool {
-        let (mut weight, mut bytes, mut list, mut seen) = (0, 0, vec![node], FxHashSet::default());
+        let (mut weight, mut once, mut bytes) = (0, 0, 0);
+        let (mut list, mut seen) = (vec![node], FxHashSet::default());
         while let Some(next) = list.pop() {
             if !seen.insert(next) {
                 continue;
@@ -359,7 +368,7 @@ impl<'g> Planner<'g> {
                 bytes += entry.node.bytes();
                 continue;
             }
-            weight += match entry.node.op {
+            let of_op = match entry.node.op {
                 Op::Elementwise(op) => op_weight(op),
                 Op::Scalar(_) | Op::View(_) | Op::Iota => 0,
                 Op::Cast | Op::Copy | Op::Bound { .. } => 1,
@@ -368,16 +377,14 @@ impl<'g> Planner<'g> {
                 Op::Random { .. } if free => 0,
                 _ => return false,
             };
+            // What is computed once a launch costs less than a launch of its own.
+            let sum = if entry.node.shape.numel() == 1 { &mut once } else { &mut weight };
+            *sum += of_op;
             list.extend(&entry.inputs);
         }
-        // What is computed once a launch costs less than a launch of its own.
-        let one = self.graph.entries[node as usize].node.shape.numel() == 1;
-        let budget = match free {
-            _ if one => 64,
-            true => 3,
-            false => 10,
-        };
-        weight <= budget && (free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES))
+        let budget = if free { 3 } else { 10 };
+        let few = free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES);
+        weight <= budget && once <= 64 && few
     }
 
     fn accept(&mut self, kernel: Kernel) {

@@ -1,6 +1,7 @@
 //! The gradient rule of each kind of op. Those of elementwise ops stand in the op table.
 
 use super::view;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Node, NodeRef, Op, is_recording, with_recording};
 use crate::ops::{Elementwise, Expr, Reduction};
@@ -45,6 +46,13 @@ impl<'a> Rule<'a> {
     }
 }
 
+/// Whether an index picks one element of each line along `axis`.
+fn is_one_of_each_line(input: &Tensor, index: &Tensor, axis: usize) -> bool {
+    let mut dims = input.dims().to_vec();
+    dims[axis] = 1;
+    index.dims() == dims
+}
+
 /// Gradient of operand number `operand` of `node`, given its inputs and the gradient `g` of its result.
 fn gradient(node: &NodeRef, inputs: &[Tensor], operand: usize, g: &Tensor) -> Result<Tensor> {
     let input = &inputs[operand];
@@ -55,6 +63,14 @@ fn gradient(node: &NodeRef, inputs: &[Tensor], operand: usize, g: &Tensor) -> Re
         Op::Copy => Ok(g.clone()),
         Op::Reduce { op, axes } => reduction(op, &Node::axes(axes), input, &Tensor(node.clone()), g),
         Op::Matmul => matmul(&inputs[0], &inputs[1], g, operand),
+        // One element of each line: no sums, and nothing that had to be stored.
+        Op::Gather { axis, .. } if is_one_of_each_line(&inputs[0], &inputs[1], axis as usize) => {
+            let size = input.dims()[axis as usize];
+            let mut along = vec![1; input.rank()];
+            along[axis as usize] = size;
+            let place = Tensor::iota(size, g.device())?.reshape(along)?;
+            place.eq(&inputs[1].to_dtype(DType::I64)?)?.where_cond(g, 0.0)
+        }
         Op::Gather { axis, .. } => {
             let sums = g.widened()?.scattered("gather", axis as usize, &inputs[1], *input.shape())?;
             sums.to_dtype(input.dtype())

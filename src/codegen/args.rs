@@ -18,15 +18,29 @@ pub(super) enum Field {
     Scatter,
     /// A `TlAttention`.
     Attention,
+    /// A `TlTensorMap`.
+    TensorMap,
 }
+
+/// Bytes of a tensor map, and half of that is what it is aligned to.
+pub(crate) const TENSOR_MAP: usize = 128;
 
 impl Field {
     fn size(&self) -> usize {
         match self {
+            Field::TensorMap => TENSOR_MAP,
             Field::Long | Field::Pointer(_) => 8,
             Field::Matmul => 48,
             Field::Scatter => 32,
             Field::Attention => 160,
+            _ => 4,
+        }
+    }
+
+    fn align(&self) -> usize {
+        match self {
+            Field::TensorMap => TENSOR_MAP / 2,
+            wide if wide.size() > 4 => 8,
             _ => 4,
         }
     }
@@ -41,6 +55,7 @@ impl Field {
             Field::Matmul => "TlMatmul",
             Field::Scatter => "TlScatter",
             Field::Attention => "TlAttention",
+            Field::TensorMap => "TlTensorMap",
         }
     }
 
@@ -67,6 +82,20 @@ pub(crate) struct AttentionShape {
     pub flags: [bool; 2],
 }
 
+/// How tiles of 64 rows and columns are fetched from an operand whose rows lie straight, on a Hopper.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TensorMap {
+    pub binding: Binding,
+    /// Half or bfloat.
+    pub dtype: DType,
+    /// Bytes before the first element.
+    pub offset: u64,
+    /// Width, heads, positions, batches.
+    pub sizes: [u64; 4],
+    /// Bytes from head to head, position to position, batch to batch: multiples of 16.
+    pub strides: [u64; 3],
+}
+
 /// What a field holds.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fill {
@@ -81,9 +110,13 @@ pub(crate) enum Fill {
     /// What attention is of.
     Attention(Box<AttentionShape>),
     /// The tag under which an index out of `0..limit` is reported; the node asked for it.
-    Tag { node: u32, limit: usize },
+    Tag {
+        node: u32,
+        limit: usize,
+    },
     /// The address of a buffer.
     Address(Binding),
+    TensorMap(Box<TensorMap>),
 }
 
 /// A part of the bytes that is filled in when the kernel runs.
@@ -112,10 +145,10 @@ impl Fields {
         self.0.is_empty()
     }
 
-    /// The fields as they lie: those of eight bytes first, so that no compiler pads between them.
+    /// The fields as they lie: those of most bytes first, so that no compiler pads between them.
     fn sorted(&self) -> impl Iterator<Item = &(String, Field, Fill)> {
-        let of = |wide: bool| self.0.iter().filter(move |(_, field, _)| (field.size() > 4) == wide);
-        of(true).chain(of(false))
+        let of = |align: usize| self.0.iter().filter(move |(_, field, _)| field.align() == align);
+        of(TENSOR_MAP / 2).chain(of(8)).chain(of(4))
     }
 
     /// The definition of the struct, of this name.
@@ -130,8 +163,7 @@ impl Fields {
     /// Bytes of the struct.
     pub fn size(&self) -> usize {
         let bytes: usize = self.0.iter().map(|(_, field, _)| field.size()).sum();
-        let wide = self.0.iter().any(|(_, field, _)| field.size() > 4);
-        if wide { bytes.next_multiple_of(8) } else { bytes }
+        bytes.next_multiple_of(self.0.iter().map(|(_, field, _)| field.align()).max().unwrap_or(1))
     }
 
     /// The struct's bytes, and what is left to fill in.

@@ -1,6 +1,7 @@
-//! Attention: the templates of `shaders/attention.metal` and `shaders/attention_units.metal`.
+//! Attention: the templates of `shaders/attention*.metal`.
 
 use super::args::{AttentionShape, Field, Fill};
+use super::attention_hopper::Hopper;
 use super::emit::{Emitter, memory_type};
 use super::{Binding, Machine, Piece};
 use crate::graph::AttentionPart;
@@ -22,18 +23,21 @@ pub(super) fn render<'k>(
     if let Some(few) = Few::of(attention, emitter().machine) {
         return few.render(attention, outputs, emitter);
     }
+    let hopper = Hopper::of(attention, emitter().machine);
     if attention.backward.is_none() {
         let parts = [AttentionPart::Output, AttentionPart::Sums];
-        pieces.push(match Units::of(attention, emitter().machine) {
-            Some(units) => units.forward(emitter(), attention, outputs),
-            None => piece(emitter(), attention, outputs, "forward", &parts, of_queries),
+        pieces.push(match (&hopper, Units::of(attention, emitter().machine)) {
+            (Some(hopper), _) => hopper.render(emitter(), attention, outputs, "forward", &parts),
+            (None, Some(units)) => units.forward(emitter(), attention, outputs),
+            (None, None) => piece(emitter(), attention, outputs, "forward", &parts, of_queries),
         });
     }
     let mut gradients = |form: &str, parts: &[AttentionPart], groups: usize| {
         if parts.iter().any(|&part| has(part)) {
-            pieces.push(match Units::of_gradients(attention, emitter().machine) {
-                Some(units) => units.gradients(emitter(), attention, outputs, form, parts),
-                None => piece(emitter(), attention, outputs, form, parts, groups),
+            pieces.push(match (&hopper, Units::of_gradients(attention, emitter().machine)) {
+                (Some(hopper), _) => hopper.render(emitter(), attention, outputs, form, parts),
+                (None, Some(units)) => units.gradients(emitter(), attention, outputs, form, parts),
+                (None, None) => piece(emitter(), attention, outputs, form, parts, groups),
             });
         }
     };
@@ -51,7 +55,7 @@ fn piece(
     parts: &[AttentionPart],
     groups: usize,
 ) -> Piece {
-    let (operands, shape) = attended(&mut e, attention, outputs, parts);
+    let (operands, shape) = (operands(&mut e, attention), attended(&mut e, attention, outputs, parts));
     let each = attention.width.div_ceil(32);
     e.line(format!("threadgroup float block[TL_ATTENTION_BLOCK({each})];"));
     e.line(format!("tl_attention_{form}<{each}>({operands}, {shape}, block, attended, group, tid);"));
@@ -59,7 +63,7 @@ fn piece(
 }
 
 /// Whether rows of an operand are read in pieces of 16 bytes, of narrow floats.
-fn is_straight(side: &Strided) -> bool {
+pub(super) fn is_straight(side: &Strided) -> bool {
     side.strides[3] == 1 && side.strides[..3].iter().chain([&side.offset]).all(|stride| stride % 8 == 0)
 }
 
@@ -104,7 +108,8 @@ impl Few {
         let split = splits > 1;
         let mut e = emitter();
         let scratch = split.then(|| e.bind("parts".into(), "device float*".into(), Binding::Scratch(0, true)));
-        let (operands, shape) = attended(&mut e, attention, outputs, if split { &[] } else { &parts });
+        let operands = operands(&mut e, attention);
+        let shape = attended(&mut e, attention, outputs, if split { &[] } else { &parts });
         let count = e.fields.add("splits", Field::Uint, Fill::Known(splits as i64));
         e.line(format!("threadgroup float block[TL_FEW_BLOCK({lanes})];"));
         e.line(format!(
@@ -117,7 +122,7 @@ impl Few {
         let mut e = emitter();
         let from = e.bind(scratch, "device const float*".into(), Binding::Scratch(0, false));
         let all = attention.batch * attention.heads * attention.queries;
-        let (_, shape) = attended(&mut e, attention, outputs, &parts);
+        let shape = attended(&mut e, attention, outputs, &parts);
         let count = e.fields.add("splits", Field::Uint, Fill::Known(splits as i64));
         let rows = e.fields.add("rows", Field::Uint, Fill::Known(all as i64));
         e.line(format!("tl_attention_merge({from}, {shape}, {count}, {rows}, attended, group, tid);"));
@@ -179,7 +184,8 @@ impl Units {
     }
 
     fn forward(&self, mut e: Emitter, attention: &Attention, outputs: &[Output]) -> Piece {
-        let (operands, shape) = attended(&mut e, attention, outputs, &[AttentionPart::Output, AttentionPart::Sums]);
+        let operands = operands(&mut e, attention);
+        let shape = attended(&mut e, attention, outputs, &[AttentionPart::Output, AttentionPart::Sums]);
         let Units { rows, sides, keys, width, apart } = *self;
         match apart {
             true => e.line("TL_DISPATCH_BLOCK(block);"),
@@ -207,7 +213,7 @@ impl Units {
         form: &str,
         parts: &[AttentionPart],
     ) -> Piece {
-        let (operands, shape) = attended(&mut e, attention, outputs, parts);
+        let (operands, shape) = (operands(&mut e, attention), attended(&mut e, attention, outputs, parts));
         let gradient = attention.backward.as_ref().map_or_else(String::new, |backward| {
             let at = e.fields.add("gradient_at", Field::Long, Fill::Known(backward.gradient.offset as i64));
             format!("{} + {at}", e.buffer(backward.gradient.node, false))
@@ -234,12 +240,17 @@ impl Units {
     }
 }
 
-/// Declares `attended`; the text of the operands, and of the shape.
-fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &[AttentionPart]) -> (String, String) {
+/// The text of the operands' addresses.
+fn operands(e: &mut Emitter, attention: &Attention) -> String {
     let operands = [("q", &attention.q), ("k", &attention.k), ("v", &attention.v)].map(|(name, side)| {
         let at = e.fields.add(format!("{name}_at"), Field::Long, Fill::Known(side.offset as i64));
         format!("{} + {at}", e.buffer(side.node, false))
     });
+    operands.join(", ")
+}
+
+/// Declares `attended`; the text of the shape.
+pub(super) fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &[AttentionPart]) -> String {
     let strides = |side: &Strided| [0, 1, 2, 3].map(|i| side.strides[i] as i64);
     let gradient = attention.backward.as_ref().map_or([0; 4], |backward| strides(&backward.gradient));
     let strides = [strides(&attention.q), strides(&attention.k), strides(&attention.v), gradient];
@@ -269,7 +280,7 @@ fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output], parts: &
     e.after_args = text + "};\n";
     let names: Vec<String> = e.buffers.iter().map(|(name, ..)| name.clone()).collect();
     e.line(format!("const {name} attended = {{{}, &args}};", names.join(", ")));
-    (operands.join(", "), shape)
+    shape
 }
 
 /// The heads and statements of `Attended`: what there is not reads as zero, and is not written.
@@ -322,6 +333,12 @@ fn functions(
             let output = &outputs[at];
             format!("{}[at] = {}(x);", e.buffer(output.node, true), memory_type(output.dtype))
         });
+        if e.machine.tensor_maps && part != AttentionPart::Sums {
+            let eights = attention.output(part).map_or_else(String::new, |at| {
+                format!("*(device uint4*)({} + at) = eight;", e.buffer(outputs[at].node, true))
+            });
+            list.push((format!("void {name}(ulong at, uint4 eight)"), eights));
+        }
         list.push((format!("void {name}(ulong at, float x)"), statement));
     }
     list

@@ -11,6 +11,7 @@
 
 mod args;
 mod attention;
+mod attention_hopper;
 mod choice;
 mod emit;
 mod map;
@@ -20,7 +21,7 @@ mod scatter;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use args::Fill;
+pub(crate) use args::{Fill, TENSOR_MAP, TensorMap};
 #[cfg(any(test, target_os = "macos"))]
 pub(crate) use choice::Class;
 pub(crate) use choice::{Chip, Choice, Layout, Tile};
@@ -50,6 +51,8 @@ pub(crate) struct Machine {
     pub parallel_groups: usize,
     /// Whether the matrix units multiply f16 and bf16.
     pub matrix_units: bool,
+    /// Whether it is a Hopper, whose matrix units read tiles that tensor maps bring.
+    pub tensor_maps: bool,
     pub chip: Chip,
     /// What computes every product; where it is `None` the table of `choice` decides.
     pub product: Option<Choice>,
@@ -114,7 +117,7 @@ struct Piece {
 }
 
 /// The shaders that a text may use; each is added where one of its names appears.
-const SHADERS: [(&str, &[&str], &str); 10] = [
+const SHADERS: [(&str, &[&str], &str); 11] = [
     ("fused_ops.metal", &["TlTeam"], include_str!("../../shaders/fused_ops.metal")),
     (
         "elementwise.metal",
@@ -137,6 +140,7 @@ const SHADERS: [(&str, &[&str], &str); 10] = [
         include_str!("../../shaders/attention_few.metal"),
     ),
     ("attention_units.metal", &["tl_attend_"], include_str!("../../shaders/attention_units.metal")),
+    ("attention_hopper.h", &["tl_hopper_"], include_str!("../../shaders/attention_hopper.h")),
 ];
 
 const FUNCTORS: &str = include_str!("../../shaders/functors.metal");

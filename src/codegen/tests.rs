@@ -18,6 +18,7 @@ const MACHINE: Machine = Machine {
     grid: 65_535,
     parallel_groups: 512,
     matrix_units: true,
+    tensor_maps: false,
     chip: Chip::Other,
     product: None,
 };
@@ -127,6 +128,30 @@ fn attention_in_registers() {
             let text = text_for(&[&attended(width, dtype)], &machine).unwrap();
             assert!(text.contains("TL_DISPATCH_BLOCK") && text.contains(sizes), "{text}");
         }
+    }
+}
+
+/// On a Hopper, tensor maps describe operands that rows lie straight in.
+#[test]
+fn attention_by_tensor_maps() {
+    let machine = Machine { dispatch_bytes: 227 << 10, tensor_maps: true, chip: Chip::Nvidia, ..MACHINE };
+    for (width, sizes) in [(40, "64, 3, 128, 2, 2"), (128, "128, 2, 128, 1, 2")] {
+        for (dtype, name) in [(DType::F16, "half"), (DType::BF16, "bfloat")] {
+            let text = text_for(&[&attended(width, dtype)], &machine).unwrap();
+            assert!(text.contains(&format!("tl_hopper_forward<{sizes}, {name}>")), "{text}");
+            let [q, k, v] = [0, 1, 2].map(|_| crate::Var::new(&input(&[1, 70, 2, width], dtype)).unwrap());
+            let [a, b, c] = [&q, &k, &v].map(|x| x.tensor().transpose(1, 2).unwrap());
+            let y = a.scaled_dot_product_attention(&b, &c, &AttentionOptions::default()).unwrap();
+            let gradients = y.to_dtype(DType::F32).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let roots = [&q, &k, &v].map(|x| gradients.get(x).unwrap());
+            let text = text_for(&roots, &machine).unwrap();
+            assert!(text.contains("tl_hopper_queries<") && text.contains("tl_hopper_keys<"), "{text}");
+            assert!(text.contains("TlTensorMap gradient_map;"), "{text}");
+        }
+    }
+    for (width, dtype) in [(64, DType::F32), (132, DType::F16), (12, DType::F16)] {
+        let text = text_for(&[&attended(width, dtype)], &machine).unwrap();
+        assert!(!text.contains("tl_hopper"), "{text}");
     }
 }
 

@@ -318,9 +318,15 @@ impl<'g> Planner<'g> {
                 continue;
             }
             let repeated = kernel.repeated.contains(&node);
-            if (used || repeated) && !self.cheap(node, repeated && !used) {
+            if (used || repeated) && !self.cheap(node, repeated && !used, &mut None) {
                 let reason = if used { "several kernels read it" } else { "it would be computed more than once" };
-                return Some(Stop::Store(self.before_widening(node), reason));
+                // Elements that are cheap but for a fold of their row: the fold takes less memory than they do.
+                let mut fold = Some(None);
+                let store = match (self.cheap(node, false, &mut fold), fold.flatten()) {
+                    (true, Some(fold)) => fold,
+                    _ => self.before_widening(node),
+                };
+                return Some(Stop::Store(store, reason));
             }
         }
         None
@@ -355,8 +361,11 @@ impl<'g> Planner<'g> {
     }
 
     /// Whether computing `node` again moves no more bytes than storing it and reading it back, at little
-    /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel.
-    fn cheap(&self, node: u32, free: bool) -> bool {
+    /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel. With a place for one, folds
+    /// that are far smaller count as stored, and one of them is named.
+    fn cheap(&self, node: u32, free: bool, fold: &mut Option<Option<u32>>) -> bool {
+        const SMALLER: usize = 16;
+        let numel = |node: u32| self.graph.entries[node as usize].node.shape.numel();
         let (mut weight, mut once, mut bytes) = (0, 0, 0);
         let (mut list, mut seen) = (vec![node], FxHashSet::default());
         while let Some(next) = list.pop() {
@@ -366,6 +375,13 @@ impl<'g> Planner<'g> {
             let entry = &self.graph.entries[next as usize];
             if self.stored[next as usize] && next != node {
                 bytes += entry.node.bytes();
+                continue;
+            }
+            if let (Op::Reduce { .. }, Some(fold)) = (entry.node.op, &mut *fold)
+                && numel(next) * SMALLER <= numel(node)
+            {
+                bytes += entry.node.bytes();
+                *fold = Some(next);
                 continue;
             }
             let of_op = match entry.node.op {

@@ -3,6 +3,7 @@
 use super::Tensor;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::graph::Op;
 use crate::shape::Shape;
 
 impl Tensor {
@@ -30,6 +31,13 @@ impl Tensor {
         let classes = self.rows_and_targets(op, "logits", targets)?;
         if self.numel() == 0 {
             return Tensor::full((), f64::NAN, self.dtype().compute(), self.device());
+        }
+        if smoothing == 0.0 && self.is_product() {
+            // It is in memory, so that nothing has to be computed for the elements that are wanted.
+            let [largest, _, total] = self.shifted_and_total(op, 1)?;
+            let target = targets.to_dtype(DType::I64)?.unsqueeze(1)?;
+            let wanted = self.gathered(op, 1, &target, *target.shape())?.widened()?;
+            return ((wanted - largest)? - total)?.mean_all()?.neg();
         }
         let log_p = self.wide_log_softmax(op, 1)?;
         let likelihood = log_p.picked(op, targets, classes)?.mean_all()?;
@@ -124,6 +132,16 @@ impl Tensor {
         }
         self.same_device(op, targets)?;
         Ok(self.dims()[1])
+    }
+
+    /// Whether it is a matrix product as it stands, or a view of one.
+    fn is_product(&self) -> bool {
+        let mut node = self.0.clone();
+        while let Op::View(_) = node.op {
+            let Some(base) = node.state().inputs.first().cloned() else { return false };
+            node = base;
+        }
+        matches!(node.op, Op::Matmul)
     }
 
     /// The element of each row that its target names, by a comparison instead of a gather: what is still

@@ -14,7 +14,8 @@ impl Tensor {
     #[track_caller]
     pub fn softmax(&self, dim: impl Dim) -> Result<Tensor> {
         let dim = dim.of(self.shape(), "softmax")?;
-        let exps = self.shifted("softmax", dim)?.exp()?;
+        let [_, shifted] = self.shifted("softmax", dim)?;
+        let exps = shifted.exp()?;
         let total = exps.sum_keepdim(dim)?;
         (exps / total)?.to_dtype(self.dtype())
     }
@@ -31,22 +32,31 @@ impl Tensor {
 
     #[track_caller]
     pub(super) fn wide_log_softmax(&self, op: &'static str, dim: usize) -> Result<Tensor> {
-        let shifted = self.shifted(op, dim)?;
-        let total = shifted.exp()?.sum_keepdim(dim)?.ln()?;
+        let [_, shifted, total] = self.shifted_and_total(op, dim)?;
         shifted - total
     }
 
-    /// x minus its largest element along `dim`, in the compute dtype.
+    /// Along `dim` and in the compute dtype: the largest element, differences to it, and the logarithm of the sum of their
+    /// exponentials.
     #[track_caller]
-    fn shifted(&self, op: &'static str, dim: usize) -> Result<Tensor> {
+    pub(super) fn shifted_and_total(&self, op: &'static str, dim: usize) -> Result<[Tensor; 3]> {
+        let [largest, shifted] = self.shifted(op, dim)?;
+        let total = shifted.exp()?.sum_keepdim(dim)?.ln()?;
+        Ok([largest, shifted, total])
+    }
+
+    /// The largest element along `dim`, and x minus that, in the compute dtype.
+    #[track_caller]
+    fn shifted(&self, op: &'static str, dim: usize) -> Result<[Tensor; 2]> {
         self.needs_float(op)?;
-        if self.numel() == 0 {
-            return self.widened();
-        }
         let wide = self.widened()?;
+        if self.numel() == 0 {
+            return Ok([wide.clone(), wide]);
+        }
         // Whatever is subtracted cancels, so no gradient flows through it.
         let largest = wide.detach().max_keepdim(dim)?;
-        wide - largest
+        let shifted = (wide - &largest)?;
+        Ok([largest, shifted])
     }
 
     /// Layer normalisation over the last dimensions, as many as `weight` has: (x - mean) /

@@ -101,6 +101,9 @@ library! {
         cuModuleGetFunction(function: *mut usize, module: usize, name: *const c_char);
         cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: usize);
         cuFuncSetAttribute(function: usize, attribute: c_int, value: c_int);
+        cuTensorMapEncodeTiled(map: *mut c_void, dtype: c_int, rank: c_uint, address: u64, sizes: *const u64,
+            strides: *const u64, boxes: *const c_uint, steps: *const c_uint, interleave: c_int, swizzle: c_int,
+            promotion: c_int, fill: c_int);
         cuLaunchKernel(function: usize, groups_x: c_uint, groups_y: c_uint, groups_z: c_uint,
             threads_x: c_uint, threads_y: c_uint, threads_z: c_uint, shared_bytes: c_uint, stream: usize,
             parameters: *const *const c_void, extra: *const *const c_void);

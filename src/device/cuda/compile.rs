@@ -9,7 +9,8 @@ pub(super) const PRELUDE: &str = concat!(
     include_str!("../../../shaders/prelude/cuda.h"),
     include_str!("../../../shaders/prelude/matrix.h"),
     include_str!("../../../shaders/prelude/cuda_matrix.h"),
-    include_str!("../../../shaders/prelude/cuda_attention.h")
+    include_str!("../../../shaders/prelude/cuda_attention.h"),
+    include_str!("../../../shaders/prelude/cuda_hopper.h")
 );
 
 /// NVRTC.

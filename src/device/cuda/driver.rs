@@ -7,13 +7,14 @@ use super::event::{Event, Tickets};
 use super::graph::{Capture, Graph};
 use super::launch::{ARGUMENT_BYTES, PARAMETERS, with_parameters};
 use super::staging::Staging;
-use crate::codegen::{Chip, Machine};
+use crate::codegen::{Chip, Machine, TENSOR_MAP, TensorMap};
 use crate::device::gpu::driver::{
     Address, Copies, Dispatch, Driver, DriverResult, Function, LibraryProduct, Limits, List, Mark, Ticket, Transfer,
     Work,
 };
 use crate::device::gpu::translate::fingerprint;
 use crate::device::{DeviceInfo, lock};
+use crate::dtype::DType;
 use rustc_hash::FxHashMap;
 use std::ffi::{CStr, CString, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -162,6 +163,9 @@ fn model(driver: &api::Driver, device: c_int) -> Result<String, Failure> {
     unsafe { driver.cuDeviceGetName(name.as_mut_ptr().cast(), 256, device) }?;
     Ok(CStr::from_bytes_until_nul(&name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
 }
+
+/// The chip whose kernels fetch by tensor maps.
+const HOPPER: &str = "sm_90a";
 
 /// The chip as NVRTC calls it. `a`: with the instructions that only this generation has.
 fn chip(major: u32, minor: u32) -> String {
@@ -325,6 +329,7 @@ impl Driver for Cuda {
             grid: MAX_GROUPS as usize,
             parallel_groups: self.multiprocessors * 8,
             matrix_units: true,
+            tensor_maps: self.chip == HOPPER,
             chip: Chip::Nvidia,
             product: None,
         };
@@ -378,6 +383,40 @@ impl Driver for Cuda {
         // SAFETY: the function is loaded.
         unsafe { self.context.enter()?.cuFuncSetAttribute(function.0 as usize, attribute, value) }?;
         Ok(function)
+    }
+
+    fn tensor_map(&self, address: Address, map: &TensorMap) -> DriverResult<[u8; TENSOR_MAP]> {
+        // As the driver's header numbers them.
+        const FLOAT16: c_int = 6;
+        const BFLOAT16: c_int = 9;
+        const NOT_INTERLEAVED: c_int = 0;
+        const SWIZZLE_128: c_int = 3;
+        const PROMOTE_128: c_int = 2;
+        const ZEROS_OUTSIDE: c_int = 0;
+        #[repr(align(64))]
+        struct Aligned([u8; TENSOR_MAP]);
+
+        let mut bytes = Aligned([0; TENSOR_MAP]);
+        let dtype = if map.dtype == DType::BF16 { BFLOAT16 } else { FLOAT16 };
+        let (boxes, steps) = ([64, 1, 64, 1], [1; 4]);
+        // SAFETY: a place for a map, aligned; four sizes, boxes and steps, and three strides.
+        unsafe {
+            self.context.enter()?.cuTensorMapEncodeTiled(
+                bytes.0.as_mut_ptr().cast(),
+                dtype,
+                4,
+                address.0 + map.offset,
+                map.sizes.as_ptr(),
+                map.strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                NOT_INTERLEAVED,
+                SWIZZLE_128,
+                PROMOTE_128,
+                ZEROS_OUTSIDE,
+            )
+        }?;
+        Ok(bytes.0)
     }
 
     fn dispatch(&self, dispatch: &Dispatch) -> DriverResult<()> {

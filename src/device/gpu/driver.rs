@@ -4,7 +4,7 @@
 //! can tell, except that dispatches with no [`Driver::barrier`] between them may overlap. Calls come
 //! from one thread at a time (the runtime's lock), but for those whose comment says otherwise.
 
-use crate::codegen::Machine;
+use crate::codegen::{Machine, TENSOR_MAP, TensorMap};
 use crate::device::DeviceInfo;
 use std::ptr::NonNull;
 use std::time::Duration;
@@ -229,6 +229,11 @@ pub(crate) trait Driver: Send + Sync {
     fn max_threads(&self, function: Function) -> u32 {
         let _ = function;
         self.limits().machine.threads as u32
+    }
+
+    /// The tensor map of an operand whose buffer begins at `address`, where [`Machine::tensor_maps`] is.
+    fn tensor_map(&self, address: Address, map: &TensorMap) -> DriverResult<[u8; TENSOR_MAP]> {
+        Err(format!("there are no tensor maps here, for {map:?} at {address:?}"))
     }
 
     /// Runs a kernel, some time.

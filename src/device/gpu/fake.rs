@@ -110,6 +110,7 @@ impl Driver for Fake {
             grid: 65_535,
             parallel_groups: 1,
             matrix_units: false,
+            tensor_maps: false,
             chip: Chip::Other,
             product: None,
         };

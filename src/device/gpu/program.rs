@@ -1,6 +1,6 @@
 //! What a plan's launches become on a GPU.
 
-use super::driver::{Activation, Function, LibraryProduct, Matrix};
+use super::driver::{Activation, Address, Function, LibraryProduct, Matrix};
 use super::faults::{FaultSite, Watch};
 use super::queue::{Bound, Launch, WorkList};
 use super::runtime::{Gpu, bound};
@@ -233,10 +233,10 @@ impl Kernels {
         for (call, &function) in self.rendered.calls.iter().zip(&self.functions) {
             let buffers = call.buffers.iter().map(memory).collect::<Result<SmallVec<[Bound; 8]>>>()?;
             let mut indirect: SmallVec<[Bound; 8]> = SmallVec::new();
-            let args = arguments(call, bindings, |binding| {
+            let args = arguments(gpu, call, bindings, |binding| {
                 let bound = memory(binding)?;
                 indirect.push(bound);
-                Ok(bound.address.0)
+                Ok(bound.address)
             })?;
             let Call { name, groups, threads, block_bytes, .. } = call;
             let (groups, threads, block_bytes) = (*groups, *threads, *block_bytes);
@@ -266,9 +266,10 @@ impl Kernels {
 
 /// The bytes of a call's arguments, with everything filled in.
 fn arguments(
+    gpu: &Gpu,
     call: &Call,
     bindings: &Bindings,
-    mut address: impl FnMut(&Binding) -> Result<u64>,
+    mut address: impl FnMut(&Binding) -> Result<Address>,
 ) -> Result<SmallVec<[u8; 256]>> {
     let mut bytes: SmallVec<[u8; 256]> = SmallVec::from_slice(&call.args);
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
@@ -279,7 +280,8 @@ fn arguments(
                 let site = (bindings.site)(*node, *limit);
                 put(patch.at, &bindings.watch.map_or(0, |watch| watch.tag(site)).to_le_bytes());
             }
-            Fill::Address(binding) => put(patch.at, &address(binding)?.to_le_bytes()),
+            Fill::Address(binding) => put(patch.at, &address(binding)?.0.to_le_bytes()),
+            Fill::TensorMap(map) => put(patch.at, &gpu.tensor_map(address(&map.binding)?, map)?),
             Fill::Known(_) | Fill::Product(..) | Fill::Scatter(..) | Fill::Attention(..) => {}
         }
     }

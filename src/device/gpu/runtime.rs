@@ -8,6 +8,7 @@ use super::memory::{GpuAlloc, GpuMemory};
 use super::queue::{Bound, Launch, Prepared, Queue};
 use super::selfcheck::Checks;
 use super::tuning::Tuning;
+use crate::codegen::{TENSOR_MAP, TensorMap};
 use crate::device::cpu::{HostMemory, HostView};
 use crate::device::memory::{DeviceAlloc, Storage};
 use crate::device::random::RandomStream;
@@ -101,6 +102,15 @@ impl Gpu {
     /// [`Error::Compile`].
     pub fn function(&self, source: &str, name: &str) -> Result<Function> {
         self.kernels.function(source, name)
+    }
+
+    /// The tensor map of an operand in a buffer.
+    ///
+    /// # Errors
+    /// [`Error::DeviceFailed`].
+    pub fn tensor_map(&self, address: Address, map: &TensorMap) -> Result<[u8; TENSOR_MAP]> {
+        let failed = |reason| Error::DeviceFailed { device: self.name.clone(), op: "describing an operand", reason };
+        self.queue.driver().tensor_map(address, map).map_err(failed)
     }
 
     /// Threads that a group of a kernel may have.

@@ -239,6 +239,7 @@ impl Driver for Metal {
             grid: u32::MAX as usize,
             parallel_groups: cores * 4,
             matrix_units: true,
+            tensor_maps: false,
             chip: Chip::Apple { family: self.family.1, class: self.class },
             product: None,
         };

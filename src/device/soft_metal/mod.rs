@@ -45,6 +45,7 @@ const MACHINE: Machine = Machine {
     grid: 65_535,
     parallel_groups: 8,
     matrix_units: true,
+    tensor_maps: false,
     chip: Chip::Other,
     product: None,
 };

@@ -2,7 +2,7 @@
 //! writes the same with a cache as without.
 
 #[path = "../../examples/gpt/model.rs"]
-mod model;
+pub(crate) mod model;
 #[path = "../../examples/gpt/sample.rs"]
 mod sample;
 #[path = "../../examples/gpt/text.rs"]

@@ -19,7 +19,7 @@ pub fn plot(path: &Path, losses: &[f32], held_out: &[[f32; 2]]) -> Result<(), Bo
         .margin(16)
         .x_label_area_size(40)
         .y_label_area_size(56)
-        .build_cartesian_2d(0f32..losses.len().max(2) as f32, 0f32..top)?;
+        .build_cartesian_2d(0f32..losses.len().max(10) as f32, 0f32..top)?;
     let whole = |step: &f32| format!("{step:.0}");
     chart
         .configure_mesh()

@@ -16,6 +16,10 @@ layers.safetensors, in f64 (ids, targets and indices in i64, conditions in bool)
     NAME/v          for some cases: a direction, of the shape of x
     NAME/hvp        with v: the gradient of sum(grad_x * v) with respect to x
 
+transformers.safetensors: the same, for attention and models made of it. Inputs and seeds have eight significant bits,
+so every float dtype holds the same numbers; they are stored in f16, all else in f64, or in f32 for the largest case.
+Names of parameters are those of our modules.
+
 optimisers.safetensors: 50 steps of each configuration on
     loss = sum(c1 * a^2) + sum(c2 * (b - t)^4) + sum((a[:, :1] * b[:3, None])^2)
     problem/ARG             a, b (where every run starts), c1, c2, t, in f64
@@ -38,6 +42,7 @@ import safetensors
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
+from transformer_fixtures import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 50
@@ -64,13 +69,22 @@ class Inputs:
         return np.asarray(np.round(np.asarray(values) * 4096) / 4096)
 
 
-class Layers:
-    def __init__(self):
-        self.tensors, self.settings = {}, {}
+class NarrowInputs(Inputs):
+    """Numbers of every float dtype: eight significant bits, and none so small that f16 would lose some of them."""
 
-    def case(self, name, inputs, function, hvp=False, **settings):
+    @staticmethod
+    def grid(values):
+        fraction, exponent = np.frexp(values)
+        return np.asarray(np.ldexp(np.round(fraction * 256), np.maximum(exponent, -8) - 8))
+
+
+class Layers:
+    def __init__(self, inputs=Inputs):
+        self.tensors, self.settings, self.inputs = {}, {}, inputs
+
+    def case(self, name, inputs, function, hvp=False, kept="f64", **settings):
         """Runs `function`, which takes the arrays that `inputs(Inputs)` names, forward and backward."""
-        draw = Inputs(name)
+        draw = self.inputs(name)
         args = {}
         for arg, value in inputs(draw).items():
             args[arg] = torch.from_numpy(np.array(value))
@@ -82,7 +96,13 @@ class Layers:
 
         def put(key, tensor):
             # A copy: some gradients are expanded views. np.array keeps a scalar a scalar.
-            self.tensors[f"{name}/{key}"] = np.array(tensor.detach().numpy(), order="C")
+            array = np.array(tensor.detach().numpy(), order="C")
+            if array.dtype == np.float64 and self.inputs is NarrowInputs:
+                given = key.startswith("in/") or key == "seed"
+                stored = array.astype(np.float16 if given else {"f32": np.float32, "f64": np.float64}[kept])
+                assert not given or (stored == array).all(), key
+                array = stored
+            self.tensors[f"{name}/{key}"] = array
 
         for arg, tensor in args.items():
             put(f"in/{arg}", tensor)
@@ -416,11 +436,14 @@ def trajectory(name, dtype):
     return {key: tensor.numpy() for key, tensor in kept.items()}
 
 
-def layers():
-    t = Layers()
-    for part in (products, normalisations, losses, activations, reductions, indexing, elementwise, models):
+def made_by(t, *parts):
+    for part in parts:
         part(t)
     return t.tensors, t.settings
+
+
+def layers():
+    return made_by(Layers(), products, normalisations, losses, activations, reductions, indexing, elementwise, models)
 
 
 def optimisers():
@@ -437,14 +460,19 @@ def optimisers():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes layers.safetensors and optimisers.safetensors.")
+    parser = argparse.ArgumentParser(description="Writes what tests/it/torch.rs compares with.")
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "tests" / "fixtures")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     versions = {"torch": torch.__version__, "numpy": np.__version__, "safetensors": safetensors.__version__}
-    for name, make in (("layers", layers), ("optimisers", optimisers)):
+    makers = {
+        "layers": layers,
+        "transformers": lambda: made_by(Layers(NarrowInputs), transformers),
+        "optimisers": optimisers,
+    }
+    for name, make in makers.items():
         tensors, cases = make()
         for key, value in tensors.items():
             assert np.isfinite(value).all(), key

@@ -7,6 +7,7 @@
 mod bench;
 mod model;
 mod plot;
+mod record;
 mod sample;
 mod text;
 mod train;
@@ -14,6 +15,7 @@ mod train;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::Sizes;
+use record::Record;
 use sample::{Sampling, generate};
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -79,6 +81,9 @@ struct Arguments {
     /// Draw the loss curve into this file (SVG)
     #[arg(long)]
     plot: Option<PathBuf>,
+    /// Keep the starting weights, all batches and losses in this file, for tools/gpt_torch.py --follow
+    #[arg(long, conflicts_with = "resume")]
+    record: Option<PathBuf>,
     /// What the model goes on from when it writes
     #[arg(long, default_value = "And ")]
     prompt: String,
@@ -142,6 +147,7 @@ fn train_and_write(arguments: &Arguments, corpus: &Corpus, device: &Device) -> R
         println!("going on after step {}", training.borrow().done);
     }
 
+    let mut record = arguments.record.as_ref().map(|_| Record::new(&training.borrow().gpt));
     let (start, end) = (Instant::now(), arguments.stop_after.unwrap_or(steps).min(steps));
     let (mut done, first) = (training.borrow().done, training.borrow().done);
     let bar = ProgressBar::new(end).with_position(done);
@@ -152,6 +158,9 @@ fn train_and_write(arguments: &Arguments, corpus: &Corpus, device: &Device) -> R
     while done < end {
         for batch in loader.epoch_from(done / each, (done % each) as usize) {
             let (ids, targets) = batch?;
+            if let Some(record) = &mut record {
+                record.add(&ids, &targets)?;
+            }
             // As one plan, the parts of a batch would be in memory together.
             let loss = match accumulate {
                 1 => captured.run(&[&ids, &targets])?,
@@ -185,6 +194,10 @@ fn train_and_write(arguments: &Arguments, corpus: &Corpus, device: &Device) -> R
         );
     }
     println!("fingerprint of the parameters: {:016x}", training.fingerprint()?);
+    if let (Some(path), Some(record)) = (&arguments.record, &record) {
+        record.save(path, &settings, &training.losses)?;
+        println!("record: {}", path.display());
+    }
     if let Some(path) = &arguments.plot {
         match plot::plot(path, &training.losses, &training.held_out) {
             Ok(()) => println!("loss curve: {}", path.display()),

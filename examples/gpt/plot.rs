@@ -19,8 +19,15 @@ pub fn plot(path: &Path, losses: &[f32], held_out: &[[f32; 2]]) -> Result<(), Bo
         .margin(16)
         .x_label_area_size(40)
         .y_label_area_size(56)
-        .build_cartesian_2d(0f32..losses.len().max(2) as f32, 0f32..top)?;
-    chart.configure_mesh().x_desc("step").y_desc("mean cross entropy").light_line_style(WHITE).draw()?;
+        .build_cartesian_2d(0f32..losses.len().max(10) as f32, 0f32..top)?;
+    let whole = |step: &f32| format!("{step:.0}");
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .x_label_formatter(&whole)
+        .y_desc("mean cross entropy")
+        .light_line_style(WHITE)
+        .draw()?;
     let steps = losses.iter().enumerate().map(|(i, &loss)| ((i + 1) as f32, loss));
     chart.draw_series(LineSeries::new(steps, BLUE.stroke_width(1)))?;
     chart.draw_series(LineSeries::new(held_out.iter().map(|&[step, loss]| (step, loss)), RED.stroke_width(2)))?;

@@ -1,8 +1,10 @@
-//! The GPT example, on a text of a few hundred characters: it learns, goes on from a checkpoint to the same bits, and
-//! writes the same with a cache as without.
+//! The GPT example, on a text of a few hundred characters: it learns, goes on from a checkpoint to the same bits, can be
+//! repeated from a record, and writes the same with a cache as without.
 
 #[path = "../../examples/gpt/model.rs"]
-mod model;
+pub(crate) mod model;
+#[path = "../../examples/gpt/record.rs"]
+mod record;
 #[path = "../../examples/gpt/sample.rs"]
 mod sample;
 #[path = "../../examples/gpt/text.rs"]
@@ -12,9 +14,11 @@ mod train;
 
 use crate::process::{child, is_child};
 use model::{Gpt, Sizes};
+use record::Record;
 use sample::{Sampling, generate};
 use std::cell::RefCell;
 use tensorlogic::data::DataLoader;
+use tensorlogic::io::load_safetensors;
 use tensorlogic::nn::{Layer, Module};
 use tensorlogic::{DType, Device, Result, Tensor, capture, no_grad};
 use text::{Corpus, Stretches};
@@ -84,6 +88,40 @@ fn learning_and_resuming() -> Result<()> {
         assert_eq!((resumed.borrow().losses[0], resumed.borrow().held_out[0]), (first, [1.0, last]));
     }
     std::fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
+/// From the starting weights and the batches, the losses are the same to the bit.
+#[test]
+fn a_record_is_all_that_a_training_needs() -> Result<()> {
+    let device = Device::cpu();
+    let path = std::env::temp_dir().join(format!("tensorlogic-record-{}.safetensors", std::process::id()));
+    let sizes = Sizes { vocabulary: 20, context: 8, layers: 1, width: 16, heads: 2 };
+    let settings = Settings::new(sizes, DType::F32, 5);
+    let mut training = Training::new(settings, &device)?;
+    let mut record = Record::new(&training.gpt);
+    let mut losses = Vec::new();
+    for step in 0..3 {
+        let batch = |shift: u32| (0..24).map(|i| (i * 7 + step + shift) % 20).collect::<Vec<u32>>();
+        let [ids, targets] = [0, 1].map(|shift| Tensor::from_vec(batch(shift), (3, 8), &device));
+        let (ids, targets) = (ids?, targets?);
+        record.add(&ids, &targets)?;
+        losses.push(training.step(&ids, &targets)?.item::<f32>()?);
+    }
+    record.save(&path, &settings, &losses)?;
+
+    let file = load_safetensors(&path, &device)?;
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(file.metadata["steps"], "5");
+    assert_eq!(file.tensors["losses"].to_vec1::<f32>()?, losses);
+    let mut again = Training::new(Settings { seed: 1, ..settings }, &device)?;
+    let weights =
+        file.tensors.iter().filter_map(|(name, t)| Some((name.strip_prefix("weights.")?.to_string(), t.clone())));
+    again.gpt.load_state(&weights.collect())?;
+    for (step, want) in losses.into_iter().enumerate() {
+        let batch = |name: &str| file.tensors[name].select(0, step);
+        assert_eq!(again.step(&batch("ids")?, &batch("targets")?)?.item::<f32>()?, want);
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Layers, gradients and optimisers against PyTorch: `tools/make_fixtures.py` wrote what it computes.
 
+mod transformers;
+
 use crate::oracle::{dtypes, on_every_device};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

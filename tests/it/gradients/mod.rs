@@ -3,6 +3,7 @@
 //! A [`Case`] is a function of tensors. It is differentiated once, twice, in every float dtype, fused and
 //! unfused, before and after it was evaluated; all must agree with differences of its values.
 
+mod attention;
 mod behaviour;
 mod elementwise;
 mod folds;
@@ -51,7 +52,8 @@ impl Case {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    elementwise::cases().into_iter().chain(views::cases()).chain(folds::cases()).chain(products::cases())
+    let all = [elementwise::cases, views::cases, folds::cases, products::cases, attention::cases];
+    all.into_iter().flat_map(|cases| cases())
 }
 
 /// Numbers between `lo` and `hi` in no order, of which no two are close (up to a few dozen), nor two of

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
-GROUPS = "matmul,elementwise,chains,rows,epilogues,transpose,training,transfers"
+GROUPS = "matmul,elementwise,chains,rows,epilogues,transpose,attention,training,transfers"
 CLOCKS = ["device", "captured", "amortised", "synchronised"]
 
 # Seconds: for all of our cases on a machine without cargo, for a clock of a case, and for all that is compiled.
@@ -57,7 +57,21 @@ def chain(x, scale, shift, offset):
     return x
 
 
+def attention(q, k, v):
+    """Causal, but for a lone query, which sees all keys."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+
+
+def attention_gradients(q, k, v, gradient):
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        return torch.autograd.grad(attention(*leaves), leaves, gradient)
+
+
 OPERATIONS = {
+    "attention": attention,
+    "attention to 4096": attention,
+    "attention, gradients": attention_gradients,
     "matmul": torch.matmul,
     "add": torch.add,
     "mul": torch.mul,
@@ -188,7 +202,7 @@ class Torch:
         # Multiples of one another, as ours.
         sets = [[x * (1 + n / 512) for x in first] for n in range(count)]
         on = lambda work: lambda run: work(*sets[run % count])
-        with torch.inference_mode():
+        with torch.no_grad():
             times = {"eager": self.clocks(on(operation), max(case["calls"], 1))}
             compiled = self.compiled(lambda: torch.compile(operation, dynamic=False), lambda work: work(*first), case)
             if compiled:

@@ -1,7 +1,7 @@
 //! What is measured: each case a name, a size, and work.
 
 use crate::host::Cost;
-use tensorlogic::{Activation, DType, Device, Result, Tensor};
+use tensorlogic::{Activation, AttentionOptions, DType, Device, Result, Tensor, Var, eval};
 
 /// An op over its inputs.
 pub type Call = fn(&[Tensor]) -> Result<Tensor>;
@@ -122,6 +122,7 @@ pub fn all(device: &Device, dtypes: &[DType]) -> Vec<Case> {
     each(&|dtype| rows(dtype, gpu));
     each(&|dtype| if gpu { [1024, 4096, 8192] } else { [256, 512, 1024] }.map(|n| epilogues(n, dtype)).concat());
     each(&|dtype| [1024, 4096].map(|n| transpose(n, dtype)).into());
+    each(&|dtype| attention(dtype, gpu));
     each(&|dtype| trainings(dtype, gpu));
     cases.extend([102_000, M, 16 * M, 32 * M].into_iter().flat_map(transfers));
     let mut each = |make: &dyn Fn(DType) -> Vec<Case>| dtypes.iter().for_each(|&dtype| cases.extend(make(dtype)));
@@ -204,6 +205,42 @@ fn epilogues(n: usize, dtype: DType) -> Vec<Case> {
 
 fn transpose(n: usize, dtype: DType) -> Case {
     Case::op("transpose", "transpose", dtype, &[&[n, n]], |x| x[0].t()?.contiguous())
+}
+
+/// Causal attention of `[batch, heads, positions, width]`, its gradients, and that of one query to a cache; in f32 on a
+/// CPU, in narrow dtypes on GPUs.
+fn attention(dtype: DType, gpu: bool) -> Vec<Case> {
+    let case = |operation, shapes: &[&[usize]], call| Case::op("attention", operation, dtype, shapes, call);
+    let whole = |shape: [usize; 4]| {
+        [case("attention", &[&shape[..]; 3], attended), case("attention, gradients", &[&shape[..]; 4], gradients)]
+    };
+    match (gpu, dtype) {
+        (false, DType::F32) => whole([8, 6, 256, 64]).into(),
+        (true, DType::F16 | DType::BF16) => {
+            let mut cases = [[4, 32, 4096, 128], [8, 16, 1024, 64], [8, 12, 1024, 64]].map(whole).concat();
+            let (one, cache) = ([32, 32, 1, 128], [32, 32, 4096, 128]);
+            cases.push(case("attention to 4096", &[&one, &cache, &cache], attended));
+            cases
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn attended(x: &[Tensor]) -> Result<Tensor> {
+    // A lone query sees all keys.
+    let options = AttentionOptions { causal: true, ..AttentionOptions::default() };
+    x[0].scaled_dot_product_attention(&x[1], &x[2], &options)
+}
+
+/// The forward pass, and the gradients of all three for the one of the output, the last of `x`.
+fn gradients(x: &[Tensor]) -> Result<Tensor> {
+    let vars = [0, 1, 2].map(|i| Var::new(&x[i]));
+    let vars = vars.into_iter().collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(Var::tensor).collect();
+    let gradients = attended(&tensors)?.backward_with(&x[3])?;
+    let all: Vec<&Tensor> = vars.iter().filter_map(|var| gradients.get(var)).collect();
+    eval(&all)?;
+    Ok(all[0].clone())
 }
 
 /// Steps of a perceptron with AdamW: in f32 on a CPU, mixed with f16 on GPUs.

@@ -59,9 +59,10 @@ pub use transformer::{TransformerBlock, TransformerOptions};
 
 use crate::autograd::Var;
 use crate::device::Device;
-use crate::error::Result;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
 use crate::io;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, eval};
 use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -157,6 +158,32 @@ pub trait Module {
                 mode.set_training(training);
             }
         });
+    }
+
+    /// Converts all parameters, which are computed now: a model of narrow weights for inference. An optimiser that was made
+    /// before holds state of the old dtype.
+    ///
+    /// ```
+    /// use tensorlogic::nn::{Layer, Linear, Module};
+    /// use tensorlogic::{DType, Device, Tensor};
+    /// let model = Linear::new(8, 4, DType::F32, &Device::cpu())?;
+    /// model.to_dtype(DType::F16)?;
+    /// assert_eq!(model.forward(&Tensor::ones((2, 8), DType::F16, &Device::cpu())?)?.dtype(), DType::F16);
+    /// # Ok::<(), tensorlogic::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A dtype that is no float; what evaluation reports.
+    fn to_dtype(&self, dtype: DType) -> Result<()> {
+        if !dtype.is_float() {
+            return Err(Error::dtype("Module::to_dtype", dtype, "parameters are floats"));
+        }
+        let parameters = self.parameters();
+        let values = parameters.iter().map(|var| var.tensor().detach().to_dtype(dtype));
+        let values = values.collect::<Result<Vec<_>>>()?;
+        eval(&values.iter().collect::<Vec<_>>())?;
+        parameters.iter().zip(&values).for_each(|(var, value)| var.replace(value));
+        Ok(())
     }
 
     /// The values of all parameters by name.

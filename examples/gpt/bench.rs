@@ -5,7 +5,7 @@ use super::train::{Settings, Training};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tensorlogic::nn::{Layer, Module};
-use tensorlogic::{DType, Device, Result, Tensor, autocast, capture, no_grad, testing};
+use tensorlogic::{DType, Device, Result, Tensor, capture, no_grad, testing};
 
 /// Runs that are timed, behind those that plan and compile.
 const RUNS: usize = 20;
@@ -23,8 +23,9 @@ impl Sizes {
     }
 }
 
-/// Prints medians: a training step and a forward pass of `batch` rows, a forward pass of one token, decoding with a cache;
-/// with `kernels`, also where the time of each goes on the device.
+/// Prints times: of a training step of f32 parameters and products in `dtype`, and, with all of the model in `dtype`, of a
+/// forward pass of `batch` rows, one of a token, and decoding with a cache; with `kernels`, also where the time of each goes
+/// on the device.
 pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels: bool) -> Result<()> {
     let Sizes { vocabulary, context, layers, width, heads } = sizes;
     println!("{layers} layers, {width} wide, {heads} heads, vocabulary {vocabulary}; products in {dtype} on {device}");
@@ -42,8 +43,8 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels:
         let mut step = capture(|inputs: &[Tensor]| training.step(&inputs[0], &inputs[1]));
         step.run(&[&x, &y])?.item::<f32>()?;
         println!("first training step: {:.2} s", start.elapsed().as_secs_f64());
-        let seconds = median(device, || step.run(&[&x, &y]).map(drop))?;
-        println!("training step {batch}x{context}: {:.2} ms, {:.0} tokens/s", seconds * 1e3, tokens(seconds));
+        let times = times(device, || step.run(&[&x, &y]).map(drop))?;
+        println!("training step {batch}x{context}: {times}, {:.0} tokens/s", tokens(times.amortised));
         let before = testing::kernels_of_thread();
         step.run(&[&x, &y])?;
         println!("kernels a step: {}", testing::kernels_of_thread() - before);
@@ -55,18 +56,18 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels:
 
     let gpt = Gpt::new(sizes, 0.0, device)?;
     gpt.set_training(false);
-    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
-    let seconds = median(device, || forward.run(&[&x]).map(drop))?;
-    println!("forward {batch}x{context}: {:.2} ms, {:.0} tokens/s", seconds * 1e3, tokens(seconds));
+    gpt.to_dtype(dtype)?;
+    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| gpt.forward(&inputs[0])));
+    let whole = times(device, || forward.run(&[&x]).map(drop))?;
+    println!("forward {batch}x{context}: {whole}, {:.0} tokens/s", tokens(whole.amortised));
     if kernels {
         table(device, || forward.run(&[&x]).map(drop))?;
     }
     drop(forward);
 
     let one = ids(1, 1)?;
-    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| autocast(dtype, || gpt.forward(&inputs[0]))));
-    let seconds = median(device, || forward.run(&[&one]).map(drop))?;
-    println!("forward 1x1: {:.1} us", seconds * 1e6);
+    let mut forward = capture(|inputs: &[Tensor]| no_grad(|| gpt.forward(&inputs[0])));
+    println!("forward 1x1: {}", times(device, || forward.run(&[&one]).map(drop))?);
     if kernels {
         table(device, || forward.run(&[&one]).map(drop))?;
     }
@@ -74,7 +75,7 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels:
 
     let mut cache = gpt.cache(1, dtype, device)?;
     let mut step = capture(|inputs: &[Tensor]| {
-        let logits = no_grad(|| autocast(dtype, || gpt.next(&inputs[0], &mut cache)))?;
+        let logits = no_grad(|| gpt.next(&inputs[0], &mut cache))?;
         logits.argmax(1)?.unsqueeze(1)
     });
     let mut id = step.run(&[&one.to_dtype(DType::I64)?])?;
@@ -95,20 +96,35 @@ pub fn bench(sizes: Sizes, batch: usize, dtype: DType, device: &Device, kernels:
     Ok(())
 }
 
-/// Seconds of a run.
-fn median(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
-    let mut timed = || -> Result<f64> {
+/// Seconds of a run: of runs one after another with one wait, and the median of runs with a wait each.
+struct Times {
+    amortised: f64,
+    synchronised: f64,
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [amortised, synchronised] = [self.amortised, self.synchronised].map(|seconds| match seconds < 1e-3 {
+            true => format!("{:.1} us", seconds * 1e6),
+            false => format!("{:.2} ms", seconds * 1e3),
+        });
+        write!(f, "{amortised} ({synchronised} with a wait each)")
+    }
+}
+
+fn times(device: &Device, mut run: impl FnMut() -> Result<()>) -> Result<Times> {
+    let mut timed = |count: usize| -> Result<f64> {
         let start = Instant::now();
-        run()?;
+        (0..count).try_for_each(|_| run())?;
         device.synchronize()?;
-        Ok(start.elapsed().as_secs_f64())
+        Ok(start.elapsed().as_secs_f64() / count as f64)
     };
-    let first = (0..WARM_UP).map(|_| timed()).collect::<Result<Vec<_>>>()?;
+    let first = (0..WARM_UP).map(|_| timed(1)).collect::<Result<Vec<_>>>()?;
     // Where a run takes long, fewer will do.
     let runs = if first[WARM_UP - 1] > 1.0 { 3 } else { RUNS };
-    let mut times = (0..runs).map(|_| timed()).collect::<Result<Vec<_>>>()?;
-    times.sort_by(f64::total_cmp);
-    Ok(times[runs / 2])
+    let mut alone = (0..runs).map(|_| timed(1)).collect::<Result<Vec<_>>>()?;
+    alone.sort_by(f64::total_cmp);
+    Ok(Times { synchronised: alone[runs / 2], amortised: timed(runs)? })
 }
 
 /// Prints how often each kernel of a run goes, and how long it takes in all by the device's clock.

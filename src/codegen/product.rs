@@ -153,7 +153,7 @@ fn body(gemm: &Gemm, choice: Choice) -> Body {
 }
 
 /// What a vendor's library can do of a kernel: its epilogue is at most a bias along the columns and an
-/// activation, and the only output is dense.
+/// activation, and the only outputs are what comes of that, dense, and what came before a GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LibraryEpilogue {
     /// Node and offset of the bias, of the output's dtype.
@@ -161,16 +161,30 @@ pub(crate) struct LibraryEpilogue {
     pub activation: Option<Elementwise>,
     pub output: u32,
     pub dtype: DType,
+    /// The node of what comes before the activation, if it is stored, too.
+    pub before: Option<u32>,
     /// Whether [`relu_in_place`] follows.
     pub relu: bool,
+}
+
+impl Default for LibraryEpilogue {
+    /// None, of f32 sums in [`SUMS`].
+    fn default() -> LibraryEpilogue {
+        LibraryEpilogue { bias: None, activation: None, output: SUMS, dtype: DType::F32, before: None, relu: false }
+    }
 }
 
 /// The epilogue of a product as a library has it.
 pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<LibraryEpilogue> {
     let gemm = kernel.gemm.as_ref()?;
-    let [output] = &kernel.outputs[..] else { return None };
-    if output.reach.inner != contiguous_strides(&kernel.inner) || output.reach.offset != 0 || output.dtype != gemm.dtype
-    {
+    let (output, before) = match &kernel.outputs[..] {
+        [output] => (output, None),
+        [output, before] if gemm.products() == 1 => (output, Some(before)),
+        _ => return None,
+    };
+    let is_dense =
+        |o: &Output| o.reach.inner == contiguous_strides(&kernel.inner) && o.reach.offset == 0 && o.dtype == gemm.dtype;
+    if !is_dense(output) || before.is_some_and(|before| !is_dense(before)) {
         return None;
     }
     let value = |v: u32| &kernel.values[v as usize];
@@ -184,8 +198,7 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
         v
     };
     let mut at = through(output.value);
-    let mut epilogue =
-        LibraryEpilogue { bias: None, activation: None, output: output.node, dtype: output.dtype, relu: false };
+    let mut epilogue = LibraryEpilogue { output: output.node, dtype: output.dtype, ..LibraryEpilogue::default() };
     // Libraries may drop a NaN in their relu. Behind the rounding it gives the same but for the sign of a zero.
     if let ValueOp::Elementwise { op: Elementwise::Relu, operands } = value(at).op {
         epilogue.relu = true;
@@ -194,6 +207,11 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
     if let ValueOp::Elementwise { op: op @ Elementwise::Gelu, operands } = value(at).op {
         epilogue.activation = Some(op);
         at = through(operands[0]);
+        epilogue.before =
+            before.filter(|before| !epilogue.relu && through(before.value) == at).map(|before| before.node);
+    }
+    if before.is_some() != epilogue.before.is_some() {
+        return None;
     }
     if let ValueOp::Elementwise { op: Elementwise::Add, operands } = value(at).op {
         let [x, y] = [through(operands[0]), through(operands[1])];
@@ -214,7 +232,7 @@ pub(crate) fn library(kernel: &Kernel, dtype: &dyn Fn(u32) -> DType) -> Option<L
 /// The node that stands for the sums in [`epilogue_alone`].
 pub(crate) const SUMS: u32 = u32::MAX;
 
-/// The rest of a product's kernel, over sums in memory: what follows a library's product.
+/// The rest of a product's kernel, over sums in memory of the product's dtype: what follows a library's product.
 pub(crate) fn epilogue_alone(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(u32) -> DType) -> Rendered {
     let mut map = Kernel { gemm: None, ..kernel.clone() };
     let reach = Reach { outer: Dims::new(), inner: contiguous_strides(&kernel.inner), offset: 0 };
@@ -222,7 +240,8 @@ pub(crate) fn epilogue_alone(kernel: &Kernel, machine: &Machine, dtype: &dyn Fn(
         value.op = ValueOp::Load { node: SUMS, reach };
         value.level = Level::Element;
     }
-    let dtype = |node: u32| if node == SUMS { DType::F32 } else { dtype(node) };
+    let of_sums = kernel.gemm.as_ref().map_or(DType::F32, |gemm| gemm.dtype);
+    let dtype = |node: u32| if node == SUMS { of_sums } else { dtype(node) };
     super::render(&[&map], machine, &dtype).pop().unwrap_or_default()
 }
 

@@ -223,6 +223,23 @@ fn relu_behind_a_library() {
     }
 }
 
+/// A library stores what comes before a GELU if that is wanted, too; with another second output it has no part.
+#[test]
+fn gelu_of_sums_that_are_kept() {
+    let (x, w, b) = (input(&[64, 72], DType::F16), input(&[72, 40], DType::F16), input(&[40], DType::F16));
+    let sums = (x.matmul(&w).unwrap() + &b).unwrap();
+    let (y, other) = (sums.gelu().unwrap(), (&sums * 2.0).unwrap());
+    for (roots, kept) in [([&y, &sums], true), ([&y, &other], false)] {
+        let snapshot = Snapshot::of(&roots.map(|root| root.0.clone()), true);
+        let plan = plan(&snapshot, &Options { fuse: true }).unwrap();
+        let dtype = |node: u32| snapshot.entries[node as usize].node.dtype;
+        let kernels = plan.steps.iter().flatten().map(|part| &part.kernel).filter(|kernel| kernel.gemm.is_some());
+        let found: Vec<_> = kernels.filter_map(|kernel| library(kernel, &dtype)).collect();
+        let all = found.iter().any(|epilogue| epilogue.activation.is_some() && epilogue.before.is_some());
+        assert_eq!(all, kept, "{found:?}");
+    }
+}
+
 /// `[m, k] x [k, n]` of row-major matrices; b is the transpose of one if `transposed`.
 fn gemm(dtype: DType, [m, n, k]: [usize; 3], transposed: bool) -> Gemm {
     let operand = |node, row_stride: usize, col_stride: usize| {

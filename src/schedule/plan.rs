@@ -12,7 +12,7 @@ use super::kernel::Kernel;
 use super::lower::{Context, Loops, Stop, Target, lower};
 use super::saved::saved;
 use crate::error::{Error, Result};
-use crate::graph::{Op, Snapshot};
+use crate::graph::{Entry, Op, Snapshot};
 use crate::ops::Elementwise;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cmp::Reverse;
@@ -117,6 +117,11 @@ impl<'g> Planner<'g> {
         for (node, reader) in operands_in_memory(graph) {
             if !std::mem::replace(&mut stored[node as usize], true) {
                 report.edge(graph, node, reader, "a product or a gather reads it from memory");
+            }
+        }
+        for (node, reader) in converted_biases(graph).filter(|_| options.fuse) {
+            if !std::mem::replace(&mut stored[node as usize], true) {
+                report.edge(graph, node, reader, "a product adds it in its own dtype");
             }
         }
         let saved = saved(graph, &stored);
@@ -244,8 +249,9 @@ impl<'g> Planner<'g> {
         true
     }
 
-    /// What to store for a product that has no place in the kernel of `reader`: a sum with something of its size that
-    /// several read, if it comes to that elementwise, since its kernel can compute that on the way; else the product.
+    /// What to store for a product that has no place in the kernel of `reader`: a sum with something of its size, or with
+    /// what is in memory, that several read, if it comes to that elementwise, since its kernel can compute that on the
+    /// way; else the product.
     fn epilogue_end(&self, product: u32, reader: u32) -> u32 {
         let mut end = product;
         if !matches!(self.graph.entries[product as usize].node.op, Op::Matmul) {
@@ -267,7 +273,8 @@ impl<'g> Planner<'g> {
         let whole = |&&input: &&u32| self.graph.entries[input as usize].node.shape.numel() == numel;
         let entry = &self.graph.entries[end as usize];
         let is_sum = matches!(entry.node.op, Op::Elementwise(Elementwise::Add));
-        if is_sum && entry.inputs.iter().filter(whole).count() == 2 { end } else { product }
+        let is_there = |input: &u32| whole(&input) || self.stored[*input as usize];
+        if is_sum && entry.inputs.iter().all(is_there) { end } else { product }
     }
 
     /// Stores an operand of `node`, so that its kernel gets smaller; false if there is none left.
@@ -575,6 +582,22 @@ fn operands_in_memory(graph: &Snapshot) -> Vec<(u32, u32)> {
         list.extend(operands.iter().map(|&node| (base(node), reader as u32)));
     }
     list
+}
+
+/// Conversions of vectors that are added to the rows of products, which libraries want in the product's dtype, and their
+/// readers. They are as cheap to store as to compute.
+fn converted_biases(graph: &Snapshot) -> impl Iterator<Item = (u32, u32)> {
+    let is_product = |node: u32| matches!(graph.entries[node as usize].node.op, Op::Matmul);
+    let bias = move |(reader, entry): (usize, &Entry)| {
+        let (Op::Elementwise(Elementwise::Add), &[x, y]) = (entry.node.op, &entry.inputs[..]) else { return None };
+        let (product, bias) = if is_product(x) { (x, y) } else { (y, x) };
+        let of = &graph.entries[bias as usize];
+        let converted = matches!(of.node.op, Op::Cast) && of.node.shape.rank() == 1 && of.node.dtype.is_narrow();
+        let pending = !entry.realized && !of.realized;
+        let along = of.node.shape.dims().last() == entry.node.shape.dims().last();
+        (pending && is_product(product) && converted && along).then_some((bias, reader as u32))
+    };
+    graph.entries.iter().enumerate().filter_map(bias)
 }
 
 /// Ops that a kernel can compute and store on its way to another value.

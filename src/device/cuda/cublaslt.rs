@@ -21,6 +21,8 @@ const DESC_TRANSA: c_int = 3;
 const DESC_TRANSB: c_int = 4;
 const DESC_EPILOGUE: c_int = 7;
 const DESC_BIAS_POINTER: c_int = 8;
+const DESC_AUX_POINTER: c_int = 11;
+const DESC_AUX_STRIDE: c_int = 12;
 const LAYOUT_BATCH_COUNT: c_int = 5;
 const LAYOUT_BATCH_OFFSET: c_int = 6;
 const PREFERENCE_WORKSPACE: c_int = 1;
@@ -67,6 +69,8 @@ struct Key {
     out: Operand,
     bias_alignment: Option<u32>,
     activation: Activation,
+    /// Alignment of what goes before the activation.
+    before: Option<u32>,
 }
 
 fn alignment(address: Address) -> u32 {
@@ -107,18 +111,19 @@ impl Key {
             out,
             bias_alignment: product.bias.map(alignment),
             activation: product.activation,
+            before: product.before.map(alignment),
         })
     }
 
     /// `cublasLtEpilogue_t`. Its GELU is the tanh form.
     fn epilogue(&self) -> u32 {
-        match (self.activation, self.bias_alignment.is_some()) {
-            (Activation::None, false) => 1,
-            (Activation::Relu, false) => 2,
-            (Activation::Gelu, false) => 32,
-            (Activation::None, true) => 4,
-            (Activation::Relu, true) => 4 | 2,
-            (Activation::Gelu, true) => 4 | 32,
+        let bias = if self.bias_alignment.is_some() { 4 } else { 0 };
+        let before = if self.before.is_some() { 128 } else { 0 };
+        match self.activation {
+            Activation::None if bias == 0 => 1,
+            Activation::None => bias,
+            Activation::Relu => bias | 2,
+            Activation::Gelu => bias | before | 32,
         }
     }
 }
@@ -188,14 +193,20 @@ struct Plan {
 
 impl Plan {
     /// `None` if the library cannot do it.
-    fn new(api: &'static api::CublasLt, handle: usize, key: &Key, bias: u64) -> Result<Option<Plan>, Failure> {
+    fn new(
+        api: &'static api::CublasLt,
+        handle: usize,
+        key: &Key,
+        of: &LibraryProduct,
+    ) -> Result<Option<Plan>, Failure> {
         let product = Object::product(api)?;
         product.set(DESC_TRANSA, c_int::from(key.b.transposed))?;
         product.set(DESC_TRANSB, c_int::from(key.a.transposed))?;
         product.set(DESC_EPILOGUE, key.epilogue())?;
-        if key.bias_alignment.is_some() {
-            product.set(DESC_BIAS_POINTER, bias)?; // for its alignment
+        if key.before.is_some() {
+            product.set(DESC_AUX_STRIDE, key.out.stride as i64)?;
         }
+        point(&product, of)?; // for the alignments
         let a = Object::layout(api, key.dtype, &key.a, key.batch)?;
         let b = Object::layout(api, key.dtype, &key.b, key.batch)?;
         let out = Object::layout(api, key.out_dtype, &key.out, key.batch)?;
@@ -231,6 +242,16 @@ impl Plan {
     }
 }
 
+/// Tells a product where its bias is, and where what comes before the activation goes.
+fn point(object: &Object, product: &LibraryProduct) -> Result<(), Failure> {
+    for (attribute, address) in [(DESC_BIAS_POINTER, product.bias), (DESC_AUX_POINTER, product.before)] {
+        if let Some(Address(address)) = address {
+            object.set(attribute, address)?;
+        }
+    }
+    Ok(())
+}
+
 /// cuBLASLt for one context.
 pub(super) struct CublasLt {
     api: &'static api::CublasLt,
@@ -261,14 +282,13 @@ impl CublasLt {
 
     fn plan(&mut self, product: &LibraryProduct) -> Result<Option<&Plan>, Failure> {
         let Some(key) = Key::of(product) else { return Ok(None) };
-        let bias = product.bias.map_or(0, |bias| bias.0);
         if self.plans.len() >= PLANS && !self.plans.contains_key(&key) {
             self.plans.clear();
         }
         let plan = match self.plans.entry(key) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(Plan::new(self.api, self.handle, &key, bias)?)
+                entry.insert(Plan::new(self.api, self.handle, &key, product)?)
             }
         };
         Ok(plan.as_ref())
@@ -276,12 +296,9 @@ impl CublasLt {
 
     /// Multiplies, in stream order; `false` if the library cannot do it.
     pub fn run(&mut self, product: &LibraryProduct, stream: usize) -> Result<bool, Failure> {
-        let (api, handle, workspace, bias) =
-            (self.api, self.handle, self.workspace.0, product.bias.map_or(0, |bias| bias.0));
+        let (api, handle, workspace) = (self.api, self.handle, self.workspace.0);
         let Some(plan) = self.plan(product)? else { return Ok(false) };
-        if product.bias.is_some() {
-            plan.product.set(DESC_BIAS_POINTER, bias)?;
-        }
+        point(&plan.product, product)?;
         let (one, zero) = (1f32, 0f32);
         let out = product.out.address.0;
         // SAFETY: all objects are alive and describe the operands, whose memory is the caller's; the two
@@ -363,11 +380,14 @@ mod tests {
             out: matrix(4, 1),
             bias: Some(Address(24)),
             activation: Activation::Gelu,
+            before: None,
         };
         let key = Key::of(&product).unwrap();
         assert_eq!((key.b.transposed, key.b.rows, key.b.columns), (true, 5, 4));
         assert_eq!((key.a.transposed, key.a.rows, key.a.columns), (false, 5, 3));
         assert_eq!((key.out.rows, key.out.columns, key.bias_alignment, key.epilogue()), (4, 3, Some(8), 36));
+        let kept = LibraryProduct { before: Some(Address(256)), ..product };
+        assert_eq!(Key::of(&kept).unwrap().epilogue(), 164);
         assert_eq!(Key::of(&LibraryProduct { dtype: DType::I32, ..product }), None);
         assert_eq!(Key::of(&LibraryProduct { k: 0, ..product }), None);
         assert_eq!(Key::of(&LibraryProduct { out: matrix(1, 3), ..product }), None);

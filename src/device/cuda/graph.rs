@@ -4,7 +4,9 @@
 use super::api::{Driver, Failure, KernelNode};
 use super::launch::with_parameters;
 use crate::device::gpu::driver::{Address, Dispatch, LibraryProduct, Work};
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 
 /// A stream that takes what is captured; nothing runs on it.
@@ -20,6 +22,8 @@ pub(super) struct Graph {
     driver: &'static Driver,
     exec: usize,
     nodes: Vec<Node>,
+    /// Products that nodes have been set to: results come back to the same few places.
+    products: FxHashMap<LibraryProduct, Template>,
     /// The nodes are its.
     _template: Template,
 }
@@ -155,7 +159,7 @@ impl Graph {
         let mut exec = 0;
         // SAFETY: a place for a handle; the graph is alive.
         unsafe { driver.cuGraphInstantiateWithFlags(&raw mut exec, graph.handle, 0) }?;
-        Ok(Graph { driver, exec, nodes, _template: graph })
+        Ok(Graph { driver, exec, nodes, products: FxHashMap::default(), _template: graph })
     }
 
     /// Whether the work differs from this by addresses and arguments at most.
@@ -165,7 +169,11 @@ impl Graph {
 
     /// Sets what changed, and launches.
     pub fn run(&mut self, work: &[Work], capture: &mut Capture, stream: usize) -> Result<(), Failure> {
+        const PRODUCTS: usize = 8; // kept for each node
         let driver = self.driver;
+        if self.products.len() > PRODUCTS * self.nodes.len() {
+            self.products.clear();
+        }
         for (node, item) in self.nodes.iter_mut().zip(work) {
             if node.last.is(item) {
                 continue;
@@ -178,7 +186,10 @@ impl Graph {
                     unsafe { driver.cuGraphExecKernelNodeSetParams_v2(self.exec, node.handle, &raw const params) }
                 })?,
                 Work::Product(product) => {
-                    let child = capture.graph_of(product)?;
+                    let child = match self.products.entry(*product) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(place) => place.insert(capture.graph_of(product)?),
+                    };
                     // SAFETY: the node is a product of this graph; what the child says is copied.
                     unsafe { driver.cuGraphExecChildGraphNodeSetParams(self.exec, node.handle, child.handle) }?;
                 }

@@ -268,19 +268,22 @@ fn library_products_agree_with_the_host() {
             col_stride: if transposed { rows as isize } else { 1 },
             batch_stride: (rows * columns) as isize,
         };
-        for case in 0..24 {
+        let sums = gpu.alloc(m * n * dtype.size()).unwrap();
+        for case in 0..32 {
+            let keeps_sums = case >= 24;
             let product = LibraryProduct {
                 dtype,
                 out_dtype: dtype,
                 m,
                 n,
                 k,
-                batch: if case & 8 == 0 { 1 } else { batch },
+                batch: if case & 8 == 0 || keeps_sums { 1 } else { batch },
                 a: matrix(at_a, m, k, case & 1 != 0),
                 b: matrix(at_b, k, n, case & 2 != 0),
                 out: matrix(out, m, n, false),
                 bias: (case & 4 != 0).then_some(at_bias),
-                activation: [Activation::None, Activation::Relu, Activation::Gelu][case / 8],
+                activation: [Activation::None, Activation::Relu, Activation::Gelu, Activation::Gelu][case / 8],
+                before: keeps_sums.then_some(sums),
             };
             copies(&*gpu).zero(out, batch * m * n * dtype.size()).unwrap();
             if !gpu.library_product(&product).unwrap() {
@@ -288,21 +291,25 @@ fn library_products_agree_with_the_host() {
                 continue;
             }
             done += 1;
-            let expected = product_on_the_host(&product, &a, &b, &bias);
-            let bytes = download(&*gpu, out, expected.len() * dtype.size());
-            let found: Vec<f32> = match dtype {
-                DType::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-                _ => floats(&bytes),
-            };
-            // A rounding to f16, or some of f32 and the device's tanh.
-            let tolerance = if dtype == DType::F16 { 2e-3 } else { 1e-5 };
-            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let off = (found - expected).abs();
-                assert!(off <= tolerance * (1.0 + expected.abs()), "{i}: {found}, not {expected}: {product:?}");
+            let sums = LibraryProduct { activation: Activation::None, ..product };
+            for (address, product) in [(Some(out), product), (product.before, sums)] {
+                let Some(address) = address else { continue };
+                let expected = product_on_the_host(&product, &a, &b, &bias);
+                let bytes = download(&*gpu, address, expected.len() * dtype.size());
+                let found: Vec<f32> = match dtype {
+                    DType::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+                    _ => floats(&bytes),
+                };
+                // A rounding to f16, or some of f32 and the device's tanh.
+                let tolerance = if dtype == DType::F16 { 2e-3 } else { 1e-5 };
+                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let off = (found - expected).abs();
+                    assert!(off <= tolerance * (1.0 + expected.abs()), "{i}: {found}, not {expected}: {product:?}");
+                }
             }
         }
     }
-    assert!(done >= 24, "only {done} of 48 products");
+    assert!(done >= 32, "only {done} of 64 products");
     let strange = Matrix { address: Address(256), row_stride: 3, col_stride: 2, batch_stride: 0 };
     let product = LibraryProduct {
         dtype: DType::F16,
@@ -316,6 +323,7 @@ fn library_products_agree_with_the_host() {
         out: Matrix { row_stride: 4, col_stride: 1, ..strange },
         bias: None,
         activation: Activation::None,
+        before: None,
     };
     assert!(!gpu.library_product(&product).unwrap());
 }

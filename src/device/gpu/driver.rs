@@ -95,7 +95,7 @@ pub(crate) enum Work<'a> {
 pub(crate) struct List(pub u64);
 
 /// A batch of matrix products for a vendor's library: `out = activation(a b + bias)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LibraryProduct {
     /// Of `a` and `b`: f16, bf16 or f32; sums are f32.
     pub dtype: crate::DType,
@@ -111,10 +111,12 @@ pub(crate) struct LibraryProduct {
     /// `n` values of `out_dtype`, added to each row.
     pub bias: Option<Address>,
     pub activation: Activation,
+    /// Where `a b + bias` goes, too, as `out` lies; beside a GELU.
+    pub before: Option<Address>,
 }
 
 /// One operand of a product; strides in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Matrix {
     pub address: Address,
     pub row_stride: isize,

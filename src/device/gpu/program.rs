@@ -322,14 +322,15 @@ impl Product {
             return None;
         }
         let then = codegen::epilogue_alone(kernel, machine, dtype);
-        let epilogue = LibraryEpilogue { bias: None, activation: None, output: SUMS, dtype: DType::F32, relu: false };
+        // Rounded as if the product stood alone: the sums travel through memory.
+        let epilogue = LibraryEpilogue { output: SUMS, dtype: gemm.dtype, ..LibraryEpilogue::default() };
         Some((gemm, epilogue, Some(then)))
     }
 
     /// Bytes of the product's sums, if they are not its output.
     fn sums(&self) -> Option<usize> {
         let Gemm { m, n, .. } = self.gemm;
-        (self.epilogue.output == SUMS).then(|| m * n * self.gemm.products() * size_of::<f32>())
+        (self.epilogue.output == SUMS).then(|| m * n * self.gemm.products() * self.epilogue.dtype.size())
     }
 
     fn run<'w>(&'w self, gpu: &Gpu, bindings: &Bindings<'_, 'w>) -> Result<()> {
@@ -354,6 +355,12 @@ impl Product {
             buffers.push(memory);
             bias = Some(memory.address.at(offset * epilogue.dtype.size()));
         }
+        let mut before = None;
+        if let Some(node) = epilogue.before {
+            let memory = bound((bindings.storage)(node)?, true)?;
+            buffers.push(memory);
+            before = Some(memory.address);
+        }
         let (row_stride, batch_stride) = (gemm.n as isize, (gemm.m * gemm.n) as isize);
         let product = LibraryProduct {
             dtype: gemm.dtype,
@@ -371,6 +378,7 @@ impl Product {
                 Some(_) => Activation::Gelu,
                 None => Activation::None,
             },
+            before,
         };
         let done = match bindings.list {
             Some(_) if !gpu.queue().driver().takes_product(&product) => false,

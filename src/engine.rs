@@ -511,8 +511,20 @@ fn run_on_cpu(
                 view.ok_or_else(|| Error::internal("engine::run", "a GPU with memory of its own"))
             }
         };
-        let views = |program: &cpu::Program| program.buffers.iter().map(|&node| view(node)).collect::<Result<Vec<_>>>();
-        launches.push(programs.iter().map(|p| Ok((p, views(p)?))).collect::<Result<Vec<_>>>()?);
+        let views = |program: &cpu::Program, part: &schedule::Part| {
+            let output = part.kernel.outputs.first();
+            let shift = part.kernel.shift.as_ref().zip(output.map(|output| (output.node, output.dtype.size())));
+            let shifted = |&node: &u32| match shift {
+                Some((shift, (output, size))) if output == node => {
+                    let rows = params[shift.param as usize].both().1 as usize;
+                    Ok(view(node)?.from(rows * shift.stride as usize * size))
+                }
+                _ => view(node),
+            };
+            program.buffers.iter().map(shifted).collect::<Result<Vec<_>>>()
+        };
+        let parts = programs.iter().zip(step).map(|(program, part)| Ok((program, views(program, part)?)));
+        launches.push(parts.collect::<Result<Vec<_>>>()?);
     }
     let fault = |fault: cpu::Fault| fault_site(snapshot, fault.node, fault.limit).error(fault.index);
     launches.iter().try_for_each(|parts| cpu::launch(parts, &params).map_err(fault))

@@ -83,9 +83,13 @@ fn gradient(node: &NodeRef, inputs: &[Tensor], operand: usize, g: &Tensor) -> Re
         Op::Pad { before } => {
             before.iter().enumerate().try_fold(g.clone(), |g, (i, &start)| g.narrow(i, start, input.dims()[i]))
         }
-        Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } | Op::Bound { .. } | Op::Attention(_) => {
-            Err(Error::NoGradient { op: node.op.name(), reason: "the op has no gradient".into() })
-        }
+        Op::Leaf
+        | Op::Scalar(_)
+        | Op::Iota
+        | Op::Random { .. }
+        | Op::Bound { .. }
+        | Op::Update { .. }
+        | Op::Attention(_) => Err(Error::NoGradient { op: node.op.name(), reason: "the op has no gradient".into() }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::codegen::Binding;
 use crate::dtype::DType;
+use crate::schedule::Shift;
 
 /// The type of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,13 @@ pub(crate) enum Fill {
     /// The address of a buffer.
     Address(Binding),
     TensorMap(Box<TensorMap>),
+    /// Where a buffer's rows begin, in elements: an offset, and where the first row is, a scalar input of the plan;
+    /// in eight bytes or in four.
+    Shifted {
+        offset: i64,
+        shift: Shift,
+        wide: bool,
+    },
 }
 
 /// A part of the bytes that is filled in when the kernel runs.

@@ -167,7 +167,14 @@ impl<'k> Emitter<'k> {
 
     /// The position that a reach stands at; `name` tells its fields apart.
     pub fn position(&mut self, name: &str, reach: &Reach, inner: &[String]) -> String {
-        let mut terms = vec![self.known(format!("{name}_at"), reach.offset as i64)];
+        let mut terms = vec![match self.kernel.shift.filter(|_| name == "o0") {
+            None => self.known(format!("{name}_at"), reach.offset as i64),
+            Some(shift) => {
+                let wide = self.index == "long";
+                let field = if wide { Field::Long } else { Field::Int };
+                self.fields.add(format!("{name}_at"), field, Fill::Shifted { offset: reach.offset as i64, shift, wide })
+            }
+        }];
         let outer = self.outer.clone();
         let loops = [(&outer[..], &reach.outer[..], "o"), (inner, &reach.inner[..], "i")];
         for (names, strides, side) in loops {
@@ -576,6 +583,7 @@ fn is_large(kernel: &Kernel) -> bool {
         || of_product
         || of_scatter
         || kernel.outputs.iter().any(|o| far(&o.reach))
+        || kernel.shift.is_some_and(|shift| shift.rows as i128 * shift.stride as i128 > LIMIT)
         || kernel.guards.iter().any(|g| far(&g.coordinate))
         || kernel.values.iter().any(|v| match &v.op {
             ValueOp::Load { reach, .. } | ValueOp::Padded { reach, .. } | ValueOp::Index { reach } => far(reach),

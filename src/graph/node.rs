@@ -127,6 +127,9 @@ pub(crate) enum Op {
     Bound { limit: usize, name: &'static str },
     /// The inputs one after another along `axis`.
     Cat { axis: u8 },
+    /// The first input, with the second one in the place of its rows from `start` on, along `axis`. Written over the first
+    /// where nobody else has that.
+    Update { axis: u8, start: usize },
     /// The input in a larger box, from coordinates `before` on; zeros around it.
     Pad { before: Dims<usize> },
     /// Zeros, to which `out[.., input1[.., i, ..], ..] += input0[.., i, ..]` is added along `axis`, in the
@@ -153,6 +156,7 @@ impl Op {
             Op::Matmul => "matmul",
             Op::Gather { name, .. } | Op::Bound { name, .. } | Op::Scatter { name, .. } => name,
             Op::Cat { .. } => "cat",
+            Op::Update { .. } => "update",
             Op::Pad { .. } => "pad",
             Op::Attention(Attention { part: AttentionPart::Output | AttentionPart::Sums, .. }) => "attention",
             Op::Attention(_) => "attention_gradient",

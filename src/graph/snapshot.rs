@@ -70,6 +70,7 @@ impl Snapshot {
         for entry in self.entries.iter().filter(|e| !e.realized) {
             match entry.node.op {
                 Op::Scalar(value) => params.push(value),
+                Op::Update { start, .. } => params.push(Scalar::Int(start as i64)),
                 Op::Random { key, offset, .. } => {
                     params.extend([Scalar::Int(key as i64), Scalar::Int(offset as i64)]);
                 }
@@ -213,6 +214,7 @@ impl Walk {
                 12
             }
             Op::Cat { axis } => 11 + ((axis as u64) << 8),
+            Op::Update { axis, .. } => 16 + ((axis as u64) << 8),
             Op::Pad { before } => {
                 before.iter().for_each(|&count| words.push(count as u64));
                 13

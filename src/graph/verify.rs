@@ -54,7 +54,7 @@ fn arity(op: &Op) -> Option<usize> {
         Op::Leaf | Op::Scalar(_) | Op::Iota | Op::Random { .. } => Some(0),
         Op::Elementwise(op) => Some(op.arity()),
         Op::Cast | Op::View(_) | Op::Copy | Op::Reduce { .. } | Op::Bound { .. } | Op::Pad { .. } => Some(1),
-        Op::Matmul | Op::Gather { .. } | Op::Scatter { .. } => Some(2),
+        Op::Matmul | Op::Gather { .. } | Op::Scatter { .. } | Op::Update { .. } => Some(2),
         Op::Cat { .. } | Op::Attention(_) => None,
     }
 }
@@ -123,6 +123,15 @@ fn check_op(op: &Op, shape: &Shape, dtype: DType, inputs: &[(&Shape, DType)]) ->
             let ranks = source.len() == shape.rank() && index.len() == shape.rank() && axis < shape.rank();
             let all = ranks && (0..source.len()).all(fits);
             if all { Ok(()) } else { Err(format!("{source:?} by {index:?} along axis {axis}")) }
+        }
+        Op::Update { axis, start } => {
+            let (old, new, axis) = (inputs[0], inputs[1], *axis as usize);
+            let mut dims = shape.dims().to_vec();
+            let rows =
+                dims.get_mut(axis).map(|rows| std::mem::replace(rows, new.0.dims().get(axis).copied().unwrap_or(0)));
+            let fits = rows.is_some_and(|rows| start + dims[axis] <= rows) && dims == new.0.dims();
+            let all = fits && old == (shape, dtype) && new.1 == dtype;
+            if all { Ok(()) } else { Err(format!("{} from row {start} on in {}", new.0, old.0)) }
         }
         Op::Attention(attention) => check_attention(attention, shape, dtype, inputs),
         _ => Ok(()),

@@ -140,9 +140,9 @@ impl KvCache {
         let Some([old_keys, old_values]) = self.layers.get(layer) else {
             return Err(Error::arg(OP, format!("layer {layer} of {layers}")));
         };
-        let pass = self.pass()?;
-        let keys = appended(OP, old_keys, keys, pass)?;
-        let values = appended(OP, old_values, values, pass)?;
+        let (pass, start) = (self.pass()?, self.start());
+        let keys = appended(OP, old_keys, keys, pass, start)?;
+        let values = appended(OP, old_values, values, pass, start)?;
         self.layers[layer] = [keys.clone(), values.clone()];
         Ok((keys, values))
     }
@@ -161,7 +161,7 @@ impl KvCache {
 }
 
 /// `old` with `new` in the place of the rows from the pass's start on.
-fn appended(op: &'static str, old: &Tensor, new: &Tensor, pass: &Pass) -> Result<Tensor> {
+fn appended(op: &'static str, old: &Tensor, new: &Tensor, pass: &Pass, start: usize) -> Result<Tensor> {
     let mut dims = old.dims().to_vec();
     let capacity = std::mem::replace(&mut dims[2], pass.count);
     if new.dims() != dims {
@@ -170,6 +170,9 @@ fn appended(op: &'static str, old: &Tensor, new: &Tensor, pass: &Pass) -> Result
     }
     old.same_dtype(op, new)?;
     old.same_device(op, new)?;
+    if let Some(updated) = old.updated(new, 2, start)? {
+        return Ok(updated);
+    }
     // For each place, which of the new rows it gets.
     let row = (Tensor::iota(capacity, old.device())? - &pass.start)?;
     let (first, last) = (row.ge(0)?, row.lt(pass.count as i64)?);

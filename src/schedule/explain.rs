@@ -52,7 +52,10 @@ impl Report {
             ops: if ops.is_empty() { vec![root.op.name()] } else { ops },
             loops: format!("{:?} x {:?}", kernel.outer, kernel.inner),
             bytes_read: each(&|k| k.reads().iter().map(|&n| node(n).bytes()).sum()),
-            bytes_written: each(&|k| k.outputs.iter().map(|o| node(o.node).bytes()).sum()),
+            bytes_written: each(&|k| match k.shift {
+                Some(_) => k.rows() * k.row_len() * root.dtype.size(),
+                None => k.outputs.iter().map(|o| node(o.node).bytes()).sum(),
+            }),
             flops: each(&Kernel::operations),
             in_place: parts.iter().map(|p| p.in_place.len()).sum(),
             site: root.site.to_string(),

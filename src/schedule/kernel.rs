@@ -25,6 +25,8 @@ pub(crate) struct Kernel {
     pub scatter: Option<Scatter>,
     /// Computes the outputs, whose value says nothing then.
     pub attention: Option<Attention>,
+    /// Where the first output begins, beyond what its reach says.
+    pub shift: Option<Shift>,
     /// The nodes computed inside, in graph order.
     pub nodes: Vec<u32>,
     /// Those of them whose elements are computed more than once.
@@ -244,6 +246,17 @@ pub(crate) struct Output {
     pub node: u32,
     pub dtype: DType,
     pub reach: Reach,
+}
+
+/// Rows of a buffer that are known when the plan runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Shift {
+    /// Number of the first row, among the plan's scalar inputs.
+    pub param: u32,
+    /// Elements from row to row.
+    pub stride: isize,
+    /// Rows there are.
+    pub rows: usize,
 }
 
 /// A batch of matrix products `[m, k] x [k, n]`.

@@ -14,7 +14,7 @@ mod product;
 mod rows;
 
 use super::access::{Access, Misfit, strided_base};
-use super::kernel::{Attention, Kernel, Scatter, Strided, ValueOp};
+use super::kernel::{Attention, Kernel, Scatter, Shift, Strided, ValueOp};
 use crate::dtype::DType;
 use crate::graph::{Entry, Op, Snapshot, View};
 use crate::ops::{Elementwise, Rounding};
@@ -61,6 +61,7 @@ pub(crate) struct Target {
     pub into: u32,
     pub strides: Strides,
     pub offset: isize,
+    pub shift: Option<Shift>,
 }
 
 /// What lowering needs to know of the plan so far.
@@ -332,7 +333,7 @@ impl Lowering<'_, '_> {
                 let value = self.operand(inputs[0], at, node)?;
                 self.plain(ValueOp::Bound { value, limit }, dtype, true, node)
             }
-            Op::Cat { .. } => Err(Stop::Store(node, "its parts are written in place")),
+            Op::Cat { .. } | Op::Update { .. } => Err(Stop::Store(node, "its parts are written in place")),
             Op::Pad { before } => self.pad(node, &before, inputs[0], at),
             Op::Scatter { axis, .. } => self.scatter(node, axis as usize, &inputs),
             Op::Attention(attention) => self.attention(node, attention),

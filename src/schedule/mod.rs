@@ -11,5 +11,7 @@ mod saved;
 pub(crate) use access::collapse;
 pub(crate) use explain::Report;
 pub(crate) use kernel::Level;
-pub(crate) use kernel::{Attention, Gemm, Guard, Kernel, Operand, Output, Reach, Scatter, Strided, Value, ValueOp};
+pub(crate) use kernel::{
+    Attention, Gemm, Guard, Kernel, Operand, Output, Reach, Scatter, Shift, Strided, Value, ValueOp,
+};
 pub(crate) use plan::{Options, Part, Plan, Source, op_weight, plan};

@@ -8,7 +8,7 @@
 use super::access::strided_base;
 use super::explain::Report;
 use super::group;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Shift};
 use super::lower::{Context, Loops, Stop, Target, lower};
 use super::saved::saved;
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ impl<'g> Planner<'g> {
     fn new(graph: &'g Snapshot, options: &'g Options) -> Self {
         let pending = |i: usize| !graph.entries[i].realized;
         let transparent = |i: usize| matches!(graph.entries[i].node.op, Op::Scalar(_) | Op::View(_));
-        let alone = |i: usize| matches!(graph.entries[i].node.op, Op::Attention(_));
+        let alone = |i: usize| matches!(graph.entries[i].node.op, Op::Attention(_) | Op::Update { .. });
         // What someone holds may be asked for later. A short chain is then computed again; a long one is
         // stored on the way, or a state that is only ever read through a loss would grow for ever.
         let worth_keeping = |i: usize| {
@@ -131,7 +131,7 @@ impl<'g> Planner<'g> {
         for (i, entry) in graph.entries.iter().enumerate() {
             entry.inputs.iter().for_each(|&input| consumers[input as usize].push(i as u32));
             let taken = match entry.node.op {
-                Op::Scalar(_) => 1,
+                Op::Scalar(_) | Op::Update { .. } => 1,
                 Op::Random { .. } => 2,
                 _ => 0,
             };
@@ -176,20 +176,36 @@ impl<'g> Planner<'g> {
         self.stored[i] && !self.graph.entries[i].realized && !self.producer.contains_key(&node)
     }
 
-    /// Builds the kernels that compute `node`: one, or one a part of a concatenation.
+    /// Builds the kernels that compute `node`: one, one a part of a concatenation, or one behind a copy of what it updates.
     fn build(&mut self, node: u32) -> Result<()> {
         let entry = &self.graph.entries[node as usize];
         let strides = entry.node.shape.contiguous_strides();
+        let whole = |node: u32, of: u32| Target { node: of, into: node, strides, offset: 0, shift: None };
+        if let (Op::Update { axis, .. }, &[old, new]) = (entry.node.op, &entry.inputs[..]) {
+            if !self.takes_over(old) {
+                self.build_target(&whole(node, old))?;
+            }
+            let (stride, rows) = (strides[axis as usize], entry.node.shape.dims()[axis as usize]);
+            let shift = self.params.get(&node).map(|&param| Shift { param, stride, rows });
+            return self.build_target(&Target { shift, ..whole(node, new) });
+        }
         let Op::Cat { axis } = entry.node.op else {
-            return self.build_target(&Target { node, into: node, strides, offset: 0 });
+            return self.build_target(&whole(node, node));
         };
         let mut offset = 0;
         for &input in &entry.inputs {
-            self.build_target(&Target { node: input, into: node, strides, offset })?;
+            self.build_target(&Target { offset, ..whole(node, input) })?;
             offset +=
                 self.graph.entries[input as usize].node.shape.dims()[axis as usize] as isize * strides[axis as usize];
         }
         Ok(())
+    }
+
+    /// Whether the reader of a leaf may write over it: nobody else can ask for it, not even if the evaluation fails, as
+    /// rows that were updated once are updated again.
+    fn takes_over(&self, leaf: u32) -> bool {
+        let entry = &self.graph.entries[leaf as usize];
+        self.options.fuse && entry.realized && entry.donatable && self.consumers[leaf as usize].len() == 1
     }
 
     fn build_target(&mut self, target: &Target) -> Result<()> {
@@ -425,6 +441,12 @@ impl<'g> Planner<'g> {
         let mut waits = vec![0usize; self.kernels.len()];
         let mut wakes = vec![Vec::new(); self.kernels.len()];
         for (k, kernel) in self.kernels.iter().enumerate() {
+            // An update comes behind the copy of what it updates.
+            let copies = self.producer.get(&kernel.outputs[0].node).filter(|_| kernel.shift.is_some());
+            for &before in copies.into_iter().flatten().filter(|&&before| before < k) {
+                waits[k] += 1;
+                wakes[before].push(k);
+            }
             for before in kernel.reads().iter().filter_map(|node| self.producer.get(node)).flatten() {
                 debug_assert_ne!(*before, k, "a kernel reads what it writes");
                 waits[k] += 1;
@@ -508,7 +530,8 @@ impl<'g> Planner<'g> {
                         let free = !entry.realized || (entry.donatable && !leaves_stay);
                         dies(node) && readers[&node] == 1 && !taken.contains(&node) && free
                     };
-                    let donor = donor(&kernel, output, self.graph, &may_take);
+                    let updated = kernel.shift.map(|_| self.graph.entries[output.node as usize].inputs[0]);
+                    let donor = updated.or_else(|| donor(&kernel, output, self.graph, &may_take));
                     let bytes = self.graph.entries[output.node as usize].node.bytes();
                     let source = match donor {
                         Some(node) => memory.home.get(&node).copied().unwrap_or(Source::Leaf(node)),
@@ -516,7 +539,9 @@ impl<'g> Planner<'g> {
                     };
                     if let Some(node) = donor {
                         taken.push(node);
-                        in_place.push(output.node);
+                        if updated.is_none() {
+                            in_place.push(output.node);
+                        }
                     }
                     memory.home.insert(output.node, source);
                     outputs.push((output.node, source));

@@ -76,9 +76,12 @@ impl Search<'_> {
             }
             match entry.node.op {
                 _ if self.stored[node as usize] => self.saved[node as usize] = true,
-                Op::Matmul | Op::Reduce { .. } | Op::Scatter { .. } | Op::Attention(_) | Op::Cat { .. } => {
-                    self.saved[node as usize] = true
-                }
+                Op::Matmul
+                | Op::Reduce { .. }
+                | Op::Scatter { .. }
+                | Op::Attention(_)
+                | Op::Update { .. }
+                | Op::Cat { .. } => self.saved[node as usize] = true,
                 _ => list.extend(&entry.inputs),
             }
         }

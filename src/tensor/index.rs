@@ -3,7 +3,7 @@
 use super::{Dim, Tensor};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::Op;
+use crate::graph::{Op, is_recording};
 use crate::shape::Shape;
 
 impl Tensor {
@@ -134,6 +134,30 @@ impl Tensor {
             return Err(Error::shape(op, self.shape(), "there is nothing to index"));
         }
         Tensor::record(Op::Gather { axis: dim as u8, name: op }, &[self, index], shape, self.dtype(), self.device())
+    }
+
+    /// This tensor with `new` in the place of its rows from `start` on along `dim`, written over it where nobody else has
+    /// it. `None` if there is no such op: gradients may follow, or rows do not begin at multiples of 16 bytes.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; dtypes or devices that differ.
+    #[track_caller]
+    pub(crate) fn updated(&self, new: &Tensor, dim: usize, start: usize) -> Result<Option<Tensor>> {
+        const OP: &str = "update";
+        self.same_dtype(OP, new)?;
+        self.same_device(OP, new)?;
+        let fits =
+            |i: usize| if i == dim { start + new.dims()[i] <= self.dims()[i] } else { new.dims()[i] == self.dims()[i] };
+        if new.rank() != self.rank() || !(0..self.rank()).all(fits) {
+            return Err(Error::shapes(OP, self.shape(), new.shape(), format!("rows from {start} on along {dim}")));
+        }
+        let row = self.dims()[dim + 1..].iter().product::<usize>() * self.dtype().size();
+        let tracked = [self, new].into_iter().any(|x| x.is_tracked() && is_recording());
+        if tracked || row % 16 != 0 || new.numel() == 0 {
+            return Ok(None);
+        }
+        let op = Op::Update { axis: dim as u8, start };
+        Tensor::record(op, &[self, new], *self.shape(), self.dtype(), self.device()).map(Some)
     }
 
     /// The indices themselves, checked against `limit` when they are computed.

@@ -6,7 +6,7 @@ use tensorlogic::nn::{
     KvCache, Layer, Module, MultiHeadAttention, MultiHeadAttentionOptions, RotaryEmbedding, TransformerBlock,
     TransformerOptions,
 };
-use tensorlogic::testing::{counters, kernel_count};
+use tensorlogic::testing::{counters, explain, kernel_count};
 use tensorlogic::{DType, Device, Result, RotaryLayout, Tensor, autocast, capture, no_grad};
 
 on_every_device! {
@@ -15,6 +15,7 @@ on_every_device! {
     attention_is_that_of_its_heads,
     a_block_takes_seven_kernels,
     decoding_is_the_whole_pass,
+    appending_is_in_place,
 }
 
 const LAYOUTS: [RotaryLayout; 2] = [RotaryLayout::Halves, RotaryLayout::Pairs];
@@ -190,6 +191,45 @@ fn decoding_is_the_whole_pass(device: &Device) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// New rows are written where the old ones are, unless somebody else holds those.
+fn appending_is_in_place(device: &Device) -> Result<()> {
+    for dtype in [DType::F32, DType::F16] {
+        let mut cache = KvCache::new(1, [2, 3, 8, 8], dtype, device)?;
+        let (mut held, mut all) = (None, Vec::new());
+        for pass in 0..4 {
+            let count = 1 + pass % 2;
+            let row = (values(&[2, 3, count, 8], dtype, device)? + pass as f64)?;
+            row.eval()?;
+            cache.advance(count)?;
+            let (k, v) = cache.append(0, &row, &(&row * 2.0)?)?;
+            let plan = explain(&[&k, &v])?.to_string();
+            let written: usize = plan.split("writes ").skip(1).map(|rest| number(rest)).sum();
+            let fresh = 2 * 2 * 3 * count * 8 * dtype.size();
+            assert_eq!(written == fresh, held.is_none(), "{dtype}, pass {pass} on {device}: {plan}");
+            cache.eval_with(&[])?;
+            all.push(row);
+            let want = Tensor::cat(&all, 2)?;
+            let got = k.narrow(2, 0, cache.len())?;
+            assert_eq!(got.to_dtype(DType::F32)?.to_vec::<f32>()?, want.to_dtype(DType::F32)?.to_vec::<f32>()?);
+            let got = v.narrow(2, 0, cache.len())?;
+            let twice = (want * 2.0)?.to_dtype(DType::F32)?;
+            assert_eq!(got.to_dtype(DType::F32)?.to_vec::<f32>()?, twice.to_vec::<f32>()?);
+            if let Some(held) = held.take() {
+                let held: Tensor = held;
+                let rest = held.narrow(2, 3, 5)?.to_dtype(DType::F32)?;
+                assert!(rest.to_vec::<f32>()?.iter().all(|&x| x == 0.0), "what was held has changed");
+            }
+            held = (pass == 1).then_some(k);
+        }
+    }
+    Ok(())
+}
+
+/// The number at the start of a text.
+fn number(text: &str) -> usize {
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 #[test]

@@ -136,6 +136,15 @@ pub(crate) struct HostView<'a> {
     pub owner: PhantomData<&'a ()>,
 }
 
+impl HostView<'_> {
+    /// From a byte inside on.
+    pub fn from(self, bytes: usize) -> Self {
+        // An address only: whoever reads or writes there knows how much follows.
+        let ptr = self.ptr.map_addr(|at| at.saturating_add(bytes));
+        HostView { ptr, ..self }
+    }
+}
+
 // SAFETY: as for `HostMemory`.
 unsafe impl Send for HostView<'_> {}
 // SAFETY: as for `HostMemory`.

@@ -282,6 +282,10 @@ fn arguments(
             }
             Fill::Address(binding) => put(patch.at, &address(binding)?.0.to_le_bytes()),
             Fill::TensorMap(map) => put(patch.at, &gpu.tensor_map(address(&map.binding)?, map)?),
+            &Fill::Shifted { offset, shift, wide } => {
+                let at = offset + bindings.params[shift.param as usize].both().1 * shift.stride as i64;
+                if wide { put(patch.at, &at.to_le_bytes()) } else { put(patch.at, &(at as i32).to_le_bytes()) }
+            }
             Fill::Known(_) | Fill::Product(..) | Fill::Scatter(..) | Fill::Attention(..) => {}
         }
     }

@@ -90,6 +90,7 @@ impl Sample {
             guards: Vec::new(),
             gemm: Some(self.gemm()),
             scatter: None,
+            shift: None,
             attention: None,
             nodes: vec![2],
             repeated: Vec::new(),

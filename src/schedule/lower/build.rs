@@ -23,7 +23,7 @@ impl Lowering<'_, '_> {
         }
         self.nodes.sort_unstable();
         self.nodes.dedup();
-        Ok(self.build(outputs))
+        Ok(Kernel { shift: target.shift, ..self.build(outputs) })
     }
 
     /// Strides with which the root's elements are written.
@@ -118,7 +118,9 @@ impl Lowering<'_, '_> {
             self.accesses.iter().filter(|(node, at)| self.repeats(*node, at)).map(|&(node, _)| node).collect();
         let (scatter, attention) = (self.scatter, self.attention.map(|(attention, _)| attention));
         let nodes = self.nodes;
-        let mut kernel = Kernel { outer, inner, values, outputs, guards, gemm, scatter, attention, nodes, repeated };
+        let shift = None;
+        let mut kernel =
+            Kernel { outer, inner, values, outputs, guards, gemm, scatter, attention, shift, nodes, repeated };
         merge_loops(&mut kernel);
         kernel
     }

@@ -508,7 +508,8 @@ impl<'g> Planner<'g> {
             last_use.extend(kernel.reads().into_iter().map(|node| (node, at)));
             last_use.extend(kernel.outputs.iter().map(|o| (o.node, at)));
         }
-        let leaves_stay = ordered.iter().flatten().any(Kernel::can_fault);
+        // An evaluation that fails for an index leaves the graph as it was: nothing is written over before all were read.
+        let last_fault = ordered.iter().rposition(|step| step.iter().any(Kernel::can_fault));
         let mut memory = Memory::default();
         let mut kept = Vec::new();
         let mut steps = Vec::with_capacity(ordered.len());
@@ -527,7 +528,7 @@ impl<'g> Planner<'g> {
                     }
                     let may_take = |node: u32| {
                         let entry = &self.graph.entries[node as usize];
-                        let free = !entry.realized || (entry.donatable && !leaves_stay);
+                        let free = !entry.realized || (entry.donatable && Some(at) > last_fault);
                         dies(node) && readers[&node] == 1 && !taken.contains(&node) && free
                     };
                     let updated = kernel.shift.map(|_| self.graph.entries[output.node as usize].inputs[0]);

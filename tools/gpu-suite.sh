@@ -123,7 +123,7 @@ fuzz() {
 export -f fuzz
 export folder cores
 
-# Small tests over maps, rows, columns, products, gathers and scatters.
+# Small tests over maps, rows, columns, products, gathers, scatters and attention.
 small=(
     ops::on_every_device::numbers_stand_on_either_side
     reductions::on_every_device::variance_with_corrections
@@ -135,6 +135,9 @@ small=(
     indexing::on_every_device::elements_are_gathered
     indexing::on_every_device::terms_are_added_where_indices_say
     views::on_every_device::parts_join
+    attention::on_every_device::runs_agree_to_the_bit
+    attention::on_every_device::queries_that_see_nothing
+    transformers::on_every_device::appending_is_in_place
 )
 
 # sanitize TOOL: the small tests under compute-sanitizer. What it finds counts as failed.

@@ -377,8 +377,8 @@ void tl_attend_queries(device const T* q, device const T* k, device const T* v, 
     tl_units_finish(out, block + side * 8 * (WIDTH + 4), to, first + side * ROWS, 0, shape.queries, shape.width, lane);
 }
 
-// The gradients of a block of keys and their values.
-template <uint ROWS, uint SIDES, uint QUERIES, uint WIDTH, typename T, typename Attended>
+// The gradients of a block of keys and their values, or, where the sums of both are too many, of one of them.
+template <uint ROWS, uint SIDES, uint QUERIES, uint WIDTH, bool OF_KEY, bool OF_VALUE, typename T, typename Attended>
 void tl_attend_keys(device const T* q, device const T* k, device const T* v, device const T* gradient,
                     constant TlAttention& shape, threadgroup float* block, thread const Attended& attended, uint3 group,
                     uint index) {
@@ -426,13 +426,13 @@ void tl_attend_keys(device const T* q, device const T* k, device const T* v, dev
             tl_units_clear(scores);
             tl_units_clear(products);
             tl_units_step<WIDTH, false, PITCH, false, PITCH>(scores, k_tile + side * ROWS * PITCH, q_tile);
-            tl_units_step<WIDTH, false, PITCH, false, PITCH>(products, v_tile + side * ROWS * PITCH, g_tile);
+            if (OF_KEY) tl_units_step<WIDTH, false, PITCH, false, PITCH>(products, v_tile + side * ROWS * PITCH, g_tile);
             slopes.head = head;
             slopes.query = start;
             slopes.whole = !ragged && start >= all && start + QUERIES <= shape.queries;
             tl_attend_slopes<true>(scores, products, strip, slopes, shape.scale, lane);
-            tl_attend_product<PITCH>(of_value, scores, strip, g_tile);
-            tl_attend_product<PITCH>(of_key, products, strip, q_tile);
+            if (OF_VALUE) tl_attend_product<PITCH>(of_value, scores, strip, g_tile);
+            if (OF_KEY) tl_attend_product<PITCH>(of_key, products, strip, q_tile);
         }
     }
     tl_copies_end();
@@ -440,7 +440,7 @@ void tl_attend_keys(device const T* q, device const T* k, device const T* v, dev
     threadgroup_barrier(mem_flags::mem_threadgroup);
     threadgroup float* end = block + side * 8 * (WIDTH + 4);
     TlKeyOut<false, Attended> key = {&shape, &attended, batch, kv};
-    tl_units_finish(of_key, end, key, first + side * ROWS, 0, shape.keys, shape.width, lane);
+    if (OF_KEY) tl_units_finish(of_key, end, key, first + side * ROWS, 0, shape.keys, shape.width, lane);
     TlKeyOut<true, Attended> value = {&shape, &attended, batch, kv};
-    tl_units_finish(of_value, end, value, first + side * ROWS, 0, shape.keys, shape.width, lane);
+    if (OF_VALUE) tl_units_finish(of_value, end, value, first + side * ROWS, 0, shape.keys, shape.width, lane);
 }

@@ -169,7 +169,7 @@ def follow(arguments):
 
 
 class Bench:
-    """Medians in seconds, by row and variant."""
+    """Seconds by row and variant: of runs one after another with one wait, and the median of runs with a wait each."""
 
     RUNS, WARM_UP = 20, 4
 
@@ -186,16 +186,19 @@ class Bench:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def median(self, run):
-        def timed():
+    def times(self, run):
+        def timed(count=1):
             start = time.perf_counter()
-            run()
+            for _ in range(count):
+                run()
             self.wait()
-            return time.perf_counter() - start
+            return (time.perf_counter() - start) / count
 
         first = [timed() for _ in range(self.WARM_UP)]
         # Where a run takes long, fewer will do.
-        return statistics.median(timed() for _ in range(3 if first[-1] > 1 else self.RUNS))
+        runs = 3 if first[-1] > 1 else self.RUNS
+        alone = statistics.median(timed() for _ in range(runs))
+        return timed(runs), alone
 
     def put(self, row, variant, measure):
         """Keeps what `measure` returns; one that fails leaves its place empty."""
@@ -232,15 +235,15 @@ class Bench:
         self.wait()
         print(f"first training step, {variant}: {time.perf_counter() - start:.2f} s", flush=True)
         if not self.on_gpu:
-            return self.median(lambda: training.step(ids, ids))
+            return self.times(lambda: training.step(ids, ids))
         torch.cuda.reset_peak_memory_stats()
-        seconds = self.median(lambda: training.step(ids, ids))
+        seconds = self.times(lambda: training.step(ids, ids))
         peak = torch.cuda.max_memory_allocated() / 1e9
         print(f"peak memory of a training step, {variant}: {peak:.2f} GB", flush=True)
         return seconds
 
     def decoding(self, model, graphed):
-        """Seconds a token, with a cache; each token is read."""
+        """Seconds a token, with a cache: of tokens that are read together, and of each read before the next."""
         cache = Cache(self.sizes, DTYPES[self.precision], self.device)
         id = self.ids(1, 1).clone()
 
@@ -253,31 +256,34 @@ class Bench:
 
         def next_token():
             replay()
-            return id.item()
+            return id.clone()
 
         for _ in range(self.WARM_UP):
             next_token()
-        count = min(self.sizes["context"] - 1 - self.WARM_UP, 256)
+        count = min(self.sizes["context"] - 1 - self.WARM_UP, 512) // 2
+        start = time.perf_counter()
+        torch.cat([next_token() for _ in range(count)]).tolist()
+        together = (time.perf_counter() - start) / count
         start = time.perf_counter()
         for _ in range(count):
-            next_token()
-        return (time.perf_counter() - start) / count
+            next_token().item()
+        return together, (time.perf_counter() - start) / count
 
     def inference(self):
         # Weights in the type of the products, as one would keep them.
         model = Gpt(**self.sizes).to(self.device, DTYPES[self.precision]).eval()
         many, one = self.ids(self.batch, self.sizes["context"]), self.ids(1, 1)
         row = f"forward {self.batch}x{self.sizes['context']}"
-        self.put(row, "eager", lambda: self.median(lambda: model(many)))
-        self.put("forward 1x1", "eager", lambda: self.median(lambda: model(one)))
+        self.put(row, "eager", lambda: self.times(lambda: model(many)))
+        self.put("forward 1x1", "eager", lambda: self.times(lambda: model(one)))
         self.put("decoding", "eager", lambda: self.decoding(model, False))
         if self.on_gpu:
-            self.put(row, "graph", lambda: self.median(self.graph(lambda: model(many)).replay))
-            self.put("forward 1x1", "graph", lambda: self.median(self.graph(lambda: model(one)).replay))
+            self.put(row, "graph", lambda: self.times(self.graph(lambda: model(many)).replay))
+            self.put("forward 1x1", "graph", lambda: self.times(self.graph(lambda: model(one)).replay))
             self.put("decoding", "graph", lambda: self.decoding(model, True))
         if self.compiles:
             compiled = torch.compile(model)
-            self.put(row, "compiled", lambda: self.median(lambda: compiled(many)))
+            self.put(row, "compiled", lambda: self.times(lambda: compiled(many)))
 
     def run(self):
         shape = ", ".join(f"{size} {n}" for size, n in self.sizes.items())
@@ -292,10 +298,11 @@ class Bench:
         with torch.no_grad():
             self.inference()
         variants = ["eager", "compiled", "graph"]
-        print(f"\n{'medians, ms':24}" + "".join(f"{variant:>11}" for variant in variants))
+        print(f"\n{'ms (a wait each)':24}" + "".join(f"{variant:>18}" for variant in variants))
         for row, times in self.rows.items():
-            cells = (f"{times[variant] * 1e3:11.3f}" if variant in times else f"{'-':>11}" for variant in variants)
-            print(f"{row:24}" + "".join(cells))
+            pairs = [times.get(variant) for variant in variants]
+            cells = ("-" if pair is None else f"{pair[0] * 1e3:.3f} ({pair[1] * 1e3:.3f})" for pair in pairs)
+            print(f"{row:24}" + "".join(f"{cell:>18}" for cell in cells))
         return 0 if all("eager" in times for times in self.rows.values()) else 1
 
 

@@ -42,7 +42,11 @@ pub(super) fn render<'k>(
         }
     };
     gradients("queries", &[AttentionPart::Query], of_queries);
-    gradients("keys", &[AttentionPart::Key, AttentionPart::Value], of_keys);
+    let both = [AttentionPart::Key, AttentionPart::Value];
+    match Units::of_gradients(attention, emitter().machine) {
+        Some(units) if units.width > 128 => both.iter().for_each(|&part| gradients("keys", &[part], of_keys)),
+        _ => gradients("keys", &both, of_keys),
+    }
     (pieces, Vec::new())
 }
 
@@ -159,14 +163,16 @@ impl Units {
         })
     }
 
-    /// For gradients, of heads that are not too wide: there are two sums of the head's width, or four tiles. `keys` are
-    /// the rows of the other side.
+    /// For gradients: there are two sums of the head's width, or four tiles, so wide heads take memory that the dispatch
+    /// brings, and keys and values a dispatch each. `keys` are the rows of the other side.
     fn of_gradients(attention: &Attention, machine: &Machine) -> Option<Units> {
-        if !Units::fit(attention, machine) || attention.width > 128 {
+        let wide = attention.width > 128;
+        if !Units::fit(attention, machine) || (wide && machine.dispatch_bytes == 0) {
             return None;
         }
         let width = attention.width.next_multiple_of(16);
         Some(match machine.dispatch_bytes {
+            _ if wide => Units { rows: 16, sides: 4, keys: 32, width, apart: true },
             0 => Units { rows: 16, sides: if width > 64 { 1 } else { 2 }, keys: 32, width, apart: false },
             _ => Units { rows: 16, sides: 4, keys: 64, width, apart: true },
         })
@@ -226,9 +232,13 @@ impl Units {
                 "threadgroup float block[TL_SLOPES_BLOCK({rows}, {sides}, {keys}, {width}, {queries})];"
             )),
         }
+        let of = match form {
+            "keys" => format!(", {}, {}", parts.contains(&AttentionPart::Key), parts.contains(&AttentionPart::Value)),
+            _ => String::new(),
+        };
         e.line(format!(
-            "tl_attend_{form}<{rows}, {sides}, {keys}, {width}>({operands}, {gradient}, {shape}, block, attended, group, \
-             tid);"
+            "tl_attend_{form}<{rows}, {sides}, {keys}, {width}{of}>({operands}, {gradient}, {shape}, block, attended, \
+             group, tid);"
         ));
         let of_keys = attention.kv_heads * attention.keys.div_ceil(rows * sides);
         let of_queries = attention.heads * attention.queries.div_ceil(rows * sides);
@@ -261,10 +271,11 @@ pub(super) fn attended(e: &mut Emitter, attention: &Attention, outputs: &[Output
     let fill = Fill::Attention(Box::new(AttentionShape { strides, sizes, scale, flags }));
     let shape = e.fields.add("attention", Field::Attention, fill);
     let functions = functions(e, attention, outputs, parts);
-    // Two of them may share a source.
+    // Some of them may share a source.
     let name = match parts {
         [] => "AttendedParts",
         [AttentionPart::Key, ..] => "AttendedKeys",
+        [AttentionPart::Value] => "AttendedValues",
         _ => "Attended",
     };
     let mut text = format!("struct {name} {{\n");
@@ -320,6 +331,12 @@ fn functions(
         list.extend(["output", "sums"].map(|name| (format!("void {name}(ulong at, float x)"), String::new())));
     } else if parts.contains(&AttentionPart::Output) {
         list.push(("void part(ulong at, float x)".into(), String::new()));
+    }
+    // One of two has a name for the other.
+    match parts {
+        [AttentionPart::Key] => list.push(("void value(ulong at, float x)".into(), String::new())),
+        [AttentionPart::Value] => list.push(("void key(ulong at, float x)".into(), String::new())),
+        _ => {}
     }
     for &part in parts {
         let name = match part {

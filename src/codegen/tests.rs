@@ -131,6 +131,20 @@ fn attention_in_registers() {
     }
 }
 
+/// The gradients of wide heads, of keys and of values apart.
+#[test]
+fn gradients_of_wide_heads() {
+    let machine = Machine { dispatch_bytes: 227 << 10, chip: Chip::Nvidia, ..MACHINE };
+    let [q, k, v] = [0, 1, 2].map(|_| crate::Var::new(&input(&[1, 2, 64, 200], DType::F16)).unwrap());
+    let y = q.tensor().scaled_dot_product_attention(&k.tensor(), &v.tensor(), &AttentionOptions::default()).unwrap();
+    let gradients = y.to_dtype(DType::F32).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    let text = text_for(&[&q, &k, &v].map(|x| gradients.get(x).unwrap()), &machine).unwrap();
+    for call in ["tl_attend_queries<16, 4, 32, 208>", "tl_attend_keys<16, 4, 32, 208, true, false>"] {
+        assert!(text.contains(call), "{call}: {text}");
+    }
+    assert!(text.contains("tl_attend_keys<16, 4, 32, 208, false, true>"), "{text}");
+}
+
 /// On a Hopper, tensor maps describe operands that rows lie straight in.
 #[test]
 fn attention_by_tensor_maps() {

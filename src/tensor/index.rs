@@ -153,7 +153,7 @@ impl Tensor {
         }
         let row = self.dims()[dim + 1..].iter().product::<usize>() * self.dtype().size();
         let tracked = [self, new].into_iter().any(|x| x.is_tracked() && is_recording());
-        if tracked || row % 16 != 0 || new.numel() == 0 {
+        if tracked || !row.is_multiple_of(16) || new.numel() == 0 {
             return Ok(None);
         }
         let op = Op::Update { axis: dim as u8, start };

@@ -165,7 +165,7 @@ fn terms_are_added_where_indices_say(device: &Device) {
 fn many_terms_are_added_to_many_rows(device: &Device) {
     for (rows, terms, columns) in [(9000, 600, 3), (40_000, 1025, 2), (1 << 21, 2050, 1)] {
         for dtype in [DType::F32, DType::F16] {
-            let row = |t: usize| if t % 3 == 0 { 7 * (t % 12) } else { t * 7919 % rows };
+            let row = |t: usize| if t.is_multiple_of(3) { 7 * (t % 12) } else { t * 7919 % rows };
             let values: Vec<f32> = (0..terms * columns).map(|i| (i % 13) as f32 - 6.0).collect();
             let mut want = vec![0.0; rows * columns];
             for (i, value) in values.iter().enumerate() {

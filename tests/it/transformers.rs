@@ -205,7 +205,7 @@ fn appending_is_in_place(device: &Device) -> Result<()> {
             cache.advance(count)?;
             let (k, v) = cache.append(0, &row, &(&row * 2.0)?)?;
             let plan = explain(&[&k, &v])?.to_string();
-            let written: usize = plan.split("writes ").skip(1).map(|rest| number(rest)).sum();
+            let written: usize = plan.split("writes ").skip(1).map(number).sum();
             let fresh = 2 * 2 * 3 * count * 8 * dtype.size();
             assert_eq!(written == fresh, held.is_none(), "{dtype}, pass {pass} on {device}: {plan}");
             cache.eval_with(&[])?;

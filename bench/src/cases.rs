@@ -217,7 +217,8 @@ fn attention(dtype: DType, gpu: bool) -> Vec<Case> {
     match (gpu, dtype) {
         (false, DType::F32) => whole([8, 6, 256, 64]).into(),
         (true, DType::F16 | DType::BF16) => {
-            let mut cases = [[4, 32, 4096, 128], [8, 16, 1024, 64], [8, 12, 1024, 64]].map(whole).concat();
+            let mut cases =
+                [[4, 32, 4096, 128], [8, 16, 1024, 64], [8, 12, 1024, 64], [2, 8, 2048, 256]].map(whole).concat();
             let (one, cache) = ([32, 32, 1, 128], [32, 32, 4096, 128]);
             cases.push(case("attention to 4096", &[&one, &cache, &cache], attended));
             cases

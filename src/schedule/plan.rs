@@ -341,15 +341,11 @@ impl<'g> Planner<'g> {
                 continue;
             }
             let repeated = kernel.repeated.contains(&node);
-            if (used || repeated) && !self.cheap(node, repeated && !used, &mut None) {
+            if (used || repeated) && self.recomputed(node, repeated && !used, false).is_none() {
                 let reason = if used { "several kernels read it" } else { "it would be computed more than once" };
                 // Elements that are cheap but for a fold of their row: the fold takes less memory than they do.
-                let mut fold = Some(None);
-                let store = match (self.cheap(node, false, &mut fold), fold.flatten()) {
-                    (true, Some(fold)) => fold,
-                    _ => self.before_widening(node),
-                };
-                return Some(Stop::Store(store, reason));
+                let fold = self.recomputed(node, false, true).and_then(|recomputed| recomputed.fold);
+                return Some(Stop::Store(fold.unwrap_or_else(|| self.before_widening(node)), reason));
             }
         }
         None
@@ -384,10 +380,11 @@ impl<'g> Planner<'g> {
     }
 
     /// Whether computing `node` again moves no more bytes than storing it and reading it back, at little
-    /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel. With a place for one, folds
-    /// that are far smaller count as stored, and one of them is named.
-    fn cheap(&self, node: u32, free: bool, fold: &mut Option<Option<u32>>) -> bool {
+    /// arithmetic. With `free`, bytes do not count: it is computed again in the same kernel. With `folds`, those that are
+    /// far smaller than the node count as stored.
+    fn recomputed(&self, node: u32, free: bool, folds: bool) -> Option<Recomputed> {
         const SMALLER: usize = 16;
+        let mut fold = None;
         let numel = |node: u32| self.graph.entries[node as usize].node.shape.numel();
         let (mut weight, mut once, mut bytes) = (0, 0, 0);
         let (mut list, mut seen) = (vec![node], FxHashSet::default());
@@ -400,11 +397,9 @@ impl<'g> Planner<'g> {
                 bytes += entry.node.bytes();
                 continue;
             }
-            if let (Op::Reduce { .. }, Some(fold)) = (entry.node.op, &mut *fold)
-                && numel(next) * SMALLER <= numel(node)
-            {
+            if folds && matches!(entry.node.op, Op::Reduce { .. }) && numel(next) * SMALLER <= numel(node) {
                 bytes += entry.node.bytes();
-                *fold = Some(next);
+                fold = Some(next);
                 continue;
             }
             let of_op = match entry.node.op {
@@ -414,7 +409,7 @@ impl<'g> Planner<'g> {
                 Op::Gather { .. } => 3,
                 Op::Pad { .. } => 2,
                 Op::Random { .. } if free => 0,
-                _ => return false,
+                _ => return None,
             };
             // What is computed once a launch costs less than a launch of its own.
             let sum = if entry.node.shape.numel() == 1 { &mut once } else { &mut weight };
@@ -423,7 +418,7 @@ impl<'g> Planner<'g> {
         }
         let budget = if free { 3 } else { 10 };
         let few = free || bytes <= (2 * self.graph.entries[node as usize].node.bytes()).max(FEW_BYTES);
-        weight <= budget && once <= 64 && few
+        (weight <= budget && once <= 64 && few).then_some(Recomputed { fold })
     }
 
     fn accept(&mut self, kernel: Kernel) {
@@ -562,6 +557,12 @@ impl<'g> Planner<'g> {
         }
         Plan { steps, slots: memory.slots, kept, shared: self.shared, report: self.report }
     }
+}
+
+/// A node that is computed again where it is read.
+struct Recomputed {
+    /// A fold that has to be stored for that.
+    fold: Option<u32>,
 }
 
 /// Memory that plan nodes take and give back.
